@@ -1,0 +1,1 @@
+"""Library behind the patched OpenRLHF: everything the patches call and the scripts share."""

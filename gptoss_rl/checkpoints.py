@@ -1,0 +1,153 @@
+"""What is written of a policy: the adapter alone, and atomically."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from safetensors import safe_open
+
+from gptoss_rl.errors import GateError
+from gptoss_rl.lora_sync import check_finite_lora, lora_parameters
+from gptoss_rl.run_files import write_text_atomically
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def save_adapter(model: PeftModel, folder: str | Path) -> None:
+    """Write a PEFT adapter folder, gathering the LoRA matrices alone. Collective; rank 0 writes.
+
+    Upstream gathers the whole model (42 GB) for a 32 MB adapter and puts the base model's config beside it,
+    which makes loaders take the folder for a full checkpoint (LANDMINES L-15).
+
+    Raises:
+        GateError: a matrix is not finite; what was there before stays.
+    """
+    parameters = lora_parameters(model)
+    partitioned = any(hasattr(p, "ds_id") for p in parameters.values())
+    with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=partitioned):
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        matrices = {key: p.detach().to("cpu", copy=True).contiguous() for key, p in parameters.items()}
+    check_finite_lora(matrices)
+    state = {f"base_model.model.{module}.lora_{matrix}.weight": t for (module, matrix), t in matrices.items()}
+    write_folder_atomically(Path(folder), lambda temporary: _write_adapter(model, state, temporary))
+
+
+def _write_adapter(model: PeftModel, state: dict[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    training = config.inference_mode
+    config.inference_mode = True
+    try:
+        config.save_pretrained(folder)
+    finally:
+        config.inference_mode = training
+
+
+def write_folder_atomically(folder: Path, write) -> None:
+    """Fill a temporary sibling by `write(path)`, then put it in place of `folder`.
+
+    An existing folder is moved aside before and deleted after the rename, so a crash leaves the old one, the
+    new one, or the old one under its `.old` name; never a mixture.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def random_states() -> dict[str, Any]:
+    """States of the generators that a trainer process draws from."""
+    numpy_state = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
+        "torch": torch.get_rng_state(),
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+
+
+def save_lora_checkpoint(engine: Any, folder: str, tag: str, client_states: dict[str, Any], keep: int) -> None:
+    """Write a checkpoint to resume from: adapter, optimizer, scheduler, counters, random states. Collective.
+
+    The frozen base weights stay out of it. It is written under a temporary name, made the latest by one
+    rename, and only then are older ones removed down to `keep`.
+    """
+    root = Path(folder)
+    temporary = f".{tag}.tmp"
+    if _rank() == 0:
+        shutil.rmtree(root / temporary, ignore_errors=True)
+    _barrier()
+    states = {**client_states, "random_states": random_states()}
+    engine.save_checkpoint(
+        folder, tag=temporary, client_state=states, save_latest=False, exclude_frozen_parameters=True
+    )
+    save_adapter(engine.module, root / temporary / "adapter")
+    _barrier()
+    if _rank() == 0:
+        shutil.rmtree(root / tag, ignore_errors=True)
+        os.replace(root / temporary, root / tag)
+        write_text_atomically(root / "latest", tag)
+        finished = sorted((d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")), key=_step_of)
+        for old in finished[:-keep]:
+            shutil.rmtree(old)
+    _barrier()
+
+
+def load_lora_checkpoint(engine: Any, folder: str) -> dict[str, Any]:
+    """Resume from the latest checkpoint of `folder`; returns its client states. Collective.
+
+    Raises:
+        GateError: there is none, or it does not hold every LoRA matrix of this model. DeepSpeed must load
+            without strictness when frozen weights are left out, so missing keys are looked for here.
+    """
+    latest = Path(folder, "latest")
+    if not latest.is_file():
+        raise GateError("checkpoint", f"{folder} holds no checkpoint to resume from (no file `latest`)")
+    tag = latest.read_text().strip()
+    wanted = {name for name, _ in engine.module.named_parameters() if ".lora_" in name}
+    path, states = engine.load_checkpoint(folder, tag, load_module_strict=False)
+    if path is None:
+        raise GateError("checkpoint", f"DeepSpeed could not read {folder}/{tag}")
+    adapter = Path(folder, tag, "adapter", "adapter_model.safetensors")
+    with safe_open(adapter, framework="pt") as tensors:
+        stored = {name.replace(".weight", ".default.weight") for name in tensors.keys()}  # noqa: SIM118
+    if stored != wanted:
+        difference = ", ".join(sorted(stored ^ wanted)[:3])
+        raise GateError("checkpoint", f"{folder}/{tag} and this model differ in LoRA matrices: {difference}")
+    set_random_states(states["random_states"])
+    return states
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("global_step"))
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

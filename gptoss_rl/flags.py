@@ -1,0 +1,110 @@
+"""The flags that the patches add to OpenRLHF's PPO parser, and the parser itself without its heavy imports."""
+
+import argparse
+import ast
+import importlib.util
+from datetime import datetime
+from pathlib import Path
+
+from gptoss_rl.prompts import DEFAULT_REASONING_EFFORT, REASONING_EFFORTS
+
+ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every flag of this repository to upstream's parser. The one place where they are defined."""
+    # Switched on by the base launcher; a variant must be able to switch them off again.
+    parser.add_argument("--no_gradient_checkpointing", dest="gradient_checkpointing", action="store_false")
+    parser.add_argument("--no_offload", dest="offload", action="store_false")
+    parser.set_defaults(ckpt_path=None, save_path=None)  # both lie in the run directory, see `resolve`
+
+    run = parser.add_argument_group("gptoss-rl: run")
+    run.add_argument("--run_dir", default=None, help="folder for this run's files; required")
+    run.add_argument("--reasoning_effort", choices=REASONING_EFFORTS, default=DEFAULT_REASONING_EFFORT)
+    run.add_argument("--allow_short", action="store_true", help="accept fewer than 20 global steps (tests, tiny runs)")
+    run.add_argument("--reward_timeout", type=float, default=30.0, help="seconds one reward call may take")
+
+    trainer = parser.add_argument_group("gptoss-rl: trainer")
+    trainer.add_argument("--offload", action="store_true", help="keep ZeRO-3 parameters in host memory; off: on the device")
+    trainer.add_argument(
+        "--log_ratio_clip", type=float, default=20.0,
+        help="clamp the log-ratio to +- this before exp (nats); 20 only stops overflow, 0 is off",
+    )  # fmt: skip
+    trainer.add_argument("--num_devices", type=int, default=None,
+        help="logical devices to give a Ray that this run starts itself; default: what Ray finds (CPU machines need it)",
+    )  # fmt: skip
+
+    engine = parser.add_argument_group("gptoss-rl: rollout engine")
+    engine.add_argument("--vllm_pretrain", default=None, help="checkpoint the engines serve (MXFP4); default: --pretrain")
+    engine.add_argument("--vllm_max_num_seqs", type=int, default=None, help="sequences in flight per engine; vLLM's default")
+    engine.add_argument("--vllm_max_num_batched_tokens", type=int, default=None, help="tokens a scheduler step; vLLM's default")
+    engine.add_argument("--vllm_kv_cache_dtype", default=None, help="e.g. fp8; default: the model's")
+    engine.add_argument(
+        "--vllm_max_cudagraph_capture_size", type=int, default=None,
+        help="largest captured batch; vLLM captures up to 1024 for gpt-oss, which 24 GB cannot hold",
+    )  # fmt: skip
+    engine.add_argument("--vllm_executor_backend", choices=("uni", "mp", "ray"), default=None,
+        help="default: uni at TP=1, ray above")  # fmt: skip
+
+    sync = parser.add_argument_group("gptoss-rl: weight sync")
+    sync.add_argument("--vllm_lora_sync", choices=("adapter", "merge"), default="adapter",
+        help="adapter: vLLM's own LoRA slot, exact; merge: into the bf16 weight, which rounds small updates away")  # fmt: skip
+    sync.add_argument("--vllm_sync_timeout", type=float, default=300.0, help="seconds an engine may take to prove a sync")
+
+    gates = parser.add_argument_group("gptoss-rl: gates")
+    gates.add_argument("--parity_max_abs_diff", type=float, default=0.2,
+        help="mean |logprob difference| of trainer and sampler (nats) above which the run stops; 0 is off")  # fmt: skip
+    gates.add_argument("--parity_max_kl", type=float, default=0.05,
+        help="KL(sampler || trainer), k3 estimate (nats a token), above which the run stops; 0 is off")  # fmt: skip
+    gates.add_argument("--canary_prompts", type=int, default=4, help="prompts of the canary before step 1; 0 is off")
+
+
+def resolve(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in the paths that follow from the run directory."""
+    if args.run_dir is not None:
+        args.ckpt_path = args.ckpt_path or str(Path(args.run_dir, "checkpoints"))
+        args.save_path = args.save_path or str(Path(args.run_dir, "adapter"))
+    return args
+
+
+def openrlhf_parser_source() -> Path:
+    """File of the installed entry point, found without importing it (which would import torch and vLLM)."""
+    package = importlib.util.find_spec("openrlhf")
+    if package is None or package.submodule_search_locations is None:
+        raise ModuleNotFoundError("openrlhf is not installed; run `bash setup_env.sh`")
+    return Path(package.submodule_search_locations[0], "cli", "train_ppo_ray.py")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse and validate a command line with the installed entry point's own code, without starting anything.
+
+    Upstream keeps its parser in the `if __name__ == "__main__":` block. That block is run here as it stands, with
+    `train` replaced by a function that keeps the arguments, so there is no second list of flags to drift.
+
+    Raises:
+        SystemExit: argparse's own, on unknown or malformed flags.
+        AssertionError: upstream's own validation.
+    """
+    path = openrlhf_parser_source()
+    tree = ast.parse(path.read_text(), filename=str(path))
+    mains = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)]
+    if len(mains) != 1:
+        raise RuntimeError(f"{path} has {len(mains)} main blocks, expected 1: read the parser of this version anew")
+    captured: list[argparse.Namespace] = []
+    parser = _parser_class(argv)
+    stand_in = argparse.Namespace(**{**vars(argparse), "ArgumentParser": parser})
+    scope = {"__name__": "__main__", "argparse": stand_in, "datetime": datetime, "train": captured.append}
+    exec(compile(ast.Module(mains[0].body, type_ignores=[]), str(path), "exec"), scope)
+    return captured[0]
+
+
+def _parser_class(argv: list[str]) -> type[argparse.ArgumentParser]:
+    class Parser(argparse.ArgumentParser):
+        def __init__(self) -> None:
+            # Abbreviated flags would let a typo silently set another flag.
+            super().__init__(prog=ENTRY_POINT, allow_abbrev=False)
+
+        def parse_args(self, args=None, namespace=None):
+            return super().parse_args(argv, namespace)
+
+    return Parser

@@ -1,0 +1,174 @@
+"""Gates that close before anything is started: the patch stack, the flags and the training data."""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gptoss_rl.errors import GateError
+from gptoss_rl.flags import resolve
+from gptoss_rl.prompts import problem_id, render_prompt
+from gptoss_rl.schedule import run_length, warmup_steps
+
+MIN_GLOBAL_STEPS = 20
+MAX_WARMUP_SHARE = 0.2
+SHOWN = 3  # offenders named in a message
+
+
+def check_launch(args: argparse.Namespace) -> None:
+    """Raises GateError (or PatchStackError) unless the run may start."""
+    from gptoss_rl.patch_stack import check_stack
+
+    check_stack()
+    check_flags(args)
+    resolve(args)
+    train = read_prompts(Path(args.prompt_data), args.input_key, args.label_key)
+    evaluation = read_prompts(Path(args.eval_dataset), args.input_key, args.label_key) if args.eval_dataset else []
+    check_labels(train, args.prompt_data)
+    if evaluation:
+        check_labels(evaluation, args.eval_dataset)
+    check_disjoint(train, evaluation)
+    check_length(args, min(len(train), int(args.max_samples)))
+
+
+def batch_problems(args: argparse.Namespace) -> list[str]:
+    """Batch sizes that do not divide; one sentence each."""
+    samples = args.rollout_batch_size * args.n_samples_per_prompt
+    ranks = args.actor_num_nodes * args.actor_num_gpus_per_node
+    rules = [
+        (samples % args.train_batch_size != 0,
+         f"--rollout_batch_size x --n_samples_per_prompt = {samples} is not a multiple of --train_batch_size "
+         f"{args.train_batch_size}: gradients would be left over for the next step"),
+        (args.train_batch_size % (args.micro_train_batch_size * ranks) != 0,
+         f"--train_batch_size {args.train_batch_size} is not a multiple of --micro_train_batch_size x actor ranks = "
+         f"{args.micro_train_batch_size * ranks}"),
+        (samples % (args.micro_rollout_batch_size * ranks) != 0,
+         f"{samples} samples a step cannot be dealt evenly to {ranks} actor ranks in batches of "
+         f"{args.micro_rollout_batch_size} (--micro_rollout_batch_size)"),
+    ]  # fmt: skip
+    return [message for broken, message in rules if broken]
+
+
+def flag_problems(args: argparse.Namespace) -> list[str]:
+    """Flag combinations that are known to train wrongly or not at all; one sentence each."""
+    rules = [
+        (args.run_dir is None, "--run_dir is missing: the run's files need a folder"),
+        (args.lora_rank < 1, "--lora_rank must be above 0: only adapters are synced to the engines"),
+        (args.lora_dropout != 0, "--lora_dropout must be 0: old and new logprobs would differ at the same weights"),
+        (args.attn_implementation != "eager",
+         f"--attn_implementation {args.attn_implementation} drops gpt-oss's sinks; pass eager"),
+        (args.packing_samples, "--packing_samples forces flash attention, which drops gpt-oss's sinks"),
+        (args.use_dynamic_batch, "--use_dynamic_batch forces flash attention, which drops gpt-oss's sinks"),
+        (args.ring_attn_size > 1, "--ring_attn_size above 1 forces flash attention, which drops gpt-oss's sinks"),
+        (args.ds_tensor_parallel_size > 1, "--ds_tensor_parallel_size above 1 is not supported by the LoRA sync"),
+        (args.param_dtype == "fp16", "--param_dtype fp16 overflows in gpt-oss's experts; use bf16 (or fp32 on a CPU)"),
+        (args.load_in_4bit, "--load_in_4bit quantises the trainer differently from the engines"),
+        (args.use_liger_kernel, "--use_liger_kernel replaces the model class; gpt-oss needs its own"),
+        (args.aux_loss_coef > 0, "--aux_loss_coef above 0 trains on the wrong tensor for gpt-oss; keep 0"),
+        (args.gradient_checkpointing and not args.gradient_checkpointing_use_reentrant,
+         "--gradient_checkpointing needs --gradient_checkpointing_use_reentrant: the other kind fails with LoRA and ZeRO-3"),
+        (args.async_train, "--async_train is not verified with this sync; run synchronously"),
+        (args.colocate_all_models, "--colocate_all_models is not verified with this sync; give the engines their own devices"),
+        (bool(args.enable_ema), "--enable_ema would evaluate one policy and save another"),
+        (args.advantage_estimator != "dr_grpo", "--advantage_estimator must be dr_grpo: the recipe of this repository"),
+        (args.init_kl_coef > 0, "--init_kl_coef above 0 starts a second 20B model as reference; pass --init_kl_coef 0"),
+        (not args.remote_rm_url, "--remote_rm_url must name the reward file, reward_func_em.py"),
+        (args.n_samples_per_prompt < 2, "--n_samples_per_prompt must be at least 2: a group of one has no advantage"),
+        (args.temperature <= 0, "--temperature must be above 0: greedy groups have no variance"),
+        (args.top_p != 1.0, "--top_p must be 1: the trainer cannot reproduce truncated probabilities"),
+        (args.apply_chat_template is False, "--apply_chat_template is missing: prompts would not be rendered at all"),
+        (args.vllm_num_engines is None or args.vllm_num_engines < 1, "--vllm_num_engines must be at least 1"),
+        (args.prompt_data is None, "--prompt_data is missing"),
+        (args.label_key is None, "--label_key is missing"),
+    ]  # fmt: skip
+    return [message for broken, message in rules if broken] + batch_problems(args)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises GateError naming every known-wrong flag at once."""
+    problems = flag_problems(args)
+    if problems:
+        raise GateError("flags", "; ".join(problems))
+    for flag in ("prompt_data", "eval_dataset"):
+        path = getattr(args, flag)
+        if path and not Path(path).is_file():
+            raise GateError("labels", f"--{flag} {path} does not exist or is not a file")
+
+
+def read_prompts(path: Path, input_key: str, label_key: str) -> list[dict[str, Any]]:
+    """Rows of a prompt file, JSON lines with an input and a label.
+
+    Raises:
+        GateError: naming file and line of what cannot be read.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                rows.append({"id": row.get("id"), "problem": row[input_key], "label": row[label_key], "line": number})
+            except (json.JSONDecodeError, KeyError, AttributeError) as error:
+                raise GateError("labels", f"{path}, line {number}: cannot read the prompt ({error!r})") from error
+    if not rows:
+        raise GateError("labels", f"{path} holds no prompts")
+    return rows
+
+
+def _offenders(path: Any, rows: Iterable[dict[str, Any]]) -> str:
+    rows = list(rows)
+    shown = ", ".join(f"line {row['line']} ({str(row['problem'])[:50]!r}, label {row['label']!r})" for row in rows[:SHOWN])
+    return f"{path}: {len(rows)} rows, e.g. {shown}"
+
+
+def check_labels(rows: list[dict[str, Any]], path: str) -> None:
+    """Raises GateError for a label that is no integer, an empty or duplicated prompt, or one that cannot be rendered."""
+    import reward_func_em
+
+    def bad_label(row: dict[str, Any]) -> bool:
+        label = row["label"]
+        return isinstance(label, (bool, float)) or reward_func_em.parse_integer(str(label)) is None
+
+    bad = [row for row in rows if bad_label(row)]
+    if bad:
+        raise GateError("labels", f"labels must be integers. {_offenders(path, bad)}")
+    for row in rows:
+        try:
+            render_prompt(row["problem"])
+        except (ValueError, AttributeError) as error:
+            raise GateError("labels", f"{path}, line {row['line']}: {error}") from error
+    counts = Counter(problem_id(row["problem"]) for row in rows)
+    twice = [row for row in rows if counts[problem_id(row["problem"])] > 1]
+    if twice:
+        raise GateError("labels", f"a prompt stands more than once. {_offenders(path, twice)}")
+
+
+def check_disjoint(train: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> None:
+    """Raises GateError when a training problem is in the evaluation set."""
+    held_out = {problem_id(row["problem"]) for row in evaluation}
+    shared = [row for row in train if problem_id(row["problem"]) in held_out]
+    if shared:
+        raise GateError("labels", f"training problems are in the evaluation set. {_offenders('--prompt_data', shared)}")
+
+
+def check_length(args: argparse.Namespace, num_prompts: int) -> None:
+    """Raises GateError when the run would train nothing, or never at its learning rate."""
+    length = run_length(args, num_prompts)
+    if length.global_steps == 0:
+        raise GateError(
+            "labels",
+            f"{num_prompts} prompts are less than one batch of {args.rollout_batch_size} (--rollout_batch_size): the run "
+            "would train zero steps and save the untrained model",
+        )
+    if length.global_steps < MIN_GLOBAL_STEPS and not args.allow_short:
+        raise GateError(
+            "flags", f"the run has {length.global_steps} global steps, fewer than {MIN_GLOBAL_STEPS}; pass --allow_short"
+        )
+    warmup = warmup_steps(args, length.optimizer_steps)
+    if warmup > MAX_WARMUP_SHARE * length.optimizer_steps and not args.allow_short:
+        raise GateError(
+            "flags",
+            f"warm-up takes {warmup} of {length.optimizer_steps} optimizer steps, more than {MAX_WARMUP_SHARE:.0%}; "
+            "lower --lr_warmup_ratio",
+        )
