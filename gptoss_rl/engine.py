@@ -75,7 +75,7 @@ class PolicyEngine:
         in_flight = self.get_num_unfinished_requests()
         if in_flight:
             return {"answers": [], "in_flight": in_flight, "seconds": 0.0}
-        answers = await self.llm.collective_rpc("policy_apply", args=(manifest_json, payload.tobytes()))
+        answers = await self.call_workers("policy_apply", manifest_json, payload.tobytes())
         # The prefix-cache key knows an adapter by name only; a fresh cache needs no such trust.
         await self.llm.reset_prefix_cache()
         manifest = Manifest.from_json(manifest_json)
@@ -94,6 +94,14 @@ class PolicyEngine:
                 )
             )
         return {"answers": answers, "in_flight": 0, "seconds": time.perf_counter() - start}
+
+    def current_policy_version(self) -> int:
+        """The version that the next response will be stamped with."""
+        return self.policy_version
+
+    async def call_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of the worker extension on every worker of this engine."""
+        return await self.llm.collective_rpc(method, args=args)
 
     def lora_request(self):
         """What every generate call must pass on for the adapter to be used at all; None in merge mode."""
@@ -131,7 +139,7 @@ class PolicyEngine:
         async def one(tokens: list[int]) -> list[float]:
             final = None
             async for output in self.llm.generate(
-                TokensPrompt(prompt_token_ids=tokens), params, request_id=random_uuid(), lora_request=self._lora_request
+                TokensPrompt(prompt_token_ids=tokens), params, request_id=random_uuid(), lora_request=self.lora_request()
             ):
                 final = output
             return [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]

@@ -124,11 +124,14 @@ def _offenders(path: Any, rows: Iterable[dict[str, Any]]) -> str:
 
 def check_labels(rows: list[dict[str, Any]], path: str) -> None:
     """Raises GateError for a label that is no integer, an empty or duplicated prompt, or one that cannot be rendered."""
-    import reward_func_em
+    from reward_func_em import parse_label
 
     def bad_label(row: dict[str, Any]) -> bool:
-        label = row["label"]
-        return isinstance(label, (bool, float)) or reward_func_em.parse_integer(str(label)) is None
+        try:
+            parse_label(row["label"])
+        except ValueError:
+            return True
+        return False
 
     bad = [row for row in rows if bad_label(row)]
     if bad:
@@ -166,7 +169,7 @@ def check_length(args: argparse.Namespace, num_prompts: int) -> None:
             "flags", f"the run has {length.global_steps} global steps, fewer than {MIN_GLOBAL_STEPS}; pass --allow_short"
         )
     warmup = warmup_steps(args, length.optimizer_steps)
-    if warmup > MAX_WARMUP_SHARE * length.optimizer_steps and not args.allow_short:
+    if warmup > MAX_WARMUP_SHARE * length.optimizer_steps:
         raise GateError(
             "flags",
             f"warm-up takes {warmup} of {length.optimizer_steps} optimizer steps, more than {MAX_WARMUP_SHARE:.0%}; "

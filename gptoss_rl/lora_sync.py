@@ -191,22 +191,21 @@ class LoraSync:
     def judge_norms(self, matrices, modules: list[str], answer: dict[str, Any], where: str) -> None:
         for module in modules:
             a, b = shard(matrices, module, self.layout, answer["tp_rank"], answer["tp_size"])
-            expected, (got, served, _) = delta_norm(a, b, self.scaling), answer["modules"][module]
+            expected, (got, _, wrong) = delta_norm(a, b, self.scaling), answer["modules"][module]
             if abs(got - expected) > NORM_TOLERANCE * max(expected, 1e-12):
                 raise SyncError(
                     f"{where}: module {module} merged a delta of norm {got:.6g}, expected {expected:.6g}. {CAUSES}"
                 )
-            # Rounding loses part of a delta (LANDMINES L-16) but cannot multiply it.
-            if served > 3 * expected + 1e-6:
+            if wrong:
                 raise SyncError(
-                    f"{where}: module {module} serves a delta of norm {served:.6g} where {expected:.6g} was merged: "
-                    "an earlier delta was not removed."
+                    f"{where}: module {module} serves {wrong:.0f} weights that are not the pristine weight plus this delta: "
+                    "an earlier delta was not removed, or the new one was not served."
                 )
 
     def dead_zone_share(self, workers: list[dict[str, Any]]) -> float | None:
         """Share of the update that bf16 rounding swallowed in merge mode (LANDMINES L-16); None in adapter mode."""
         if self.mode != "merge":
             return None
-        norms = [entry for worker in workers for entry in worker["modules"].values()]
-        exact = sum(n[0] ** 2 for n in norms)
-        return (sum((n[0] * n[2]) ** 2 for n in norms) / exact) ** 0.5 if exact else 0.0
+        entries = [entry for worker in workers for entry in worker["modules"].values()]
+        exact = sum(delta**2 for delta, _, _ in entries)
+        return (sum(lost**2 for _, lost, _ in entries) / exact) ** 0.5 if exact else 0.0

@@ -60,16 +60,15 @@ def report(args: argparse.Namespace, num_prompts: int) -> str:
     problems = batch_problems(args)
     if problems:
         raise GateError("flags", "; ".join(problems))
-    check_length(args, num_prompts)
     length = run_length(args, num_prompts)
-    rates = learning_rates(args, length.optimizer_steps)
-    # One step below the peak is the best that a cosine after warm-up can do on the grid of steps.
-    if max(rates) < 0.99 * args.actor_learning_rate and not args.allow_short:
+    rates = learning_rates(args, length.optimizer_steps) or [0.0]
+    if length.optimizer_steps and max(rates) < args.actor_learning_rate * (1 - 1e-6):
         raise GateError(
             "flags",
             f"the learning rate never reaches its peak of {args.actor_learning_rate:g}: the highest is {max(rates):.3g}; "
             "lengthen the run or lower --lr_warmup_ratio",
         )
+    check_length(args, num_prompts)
     updates = length.optimizer_steps // length.global_steps
     dropped = f", {length.dropped_prompts} prompts left over each episode" if length.dropped_prompts else ""
     head = (

@@ -1,4 +1,4 @@
-"""The tiny model's task: two-digit sums, two habits of answering them, and splits that share no problem.
+"""The tiny model's task: two-digit sums, two habits of answering them, splits that share no problem.
 
 The warm-up teaches the tiny model two habits, as a large model has several ways to go about a problem:
 
@@ -23,6 +23,10 @@ SMALLEST, LARGEST = 10, 99
 SHARE_WITHOUT_CARRY = 0.4
 # Share of unordered pairs given to each split. `validation` decides when the warm-up stops.
 SPLIT_SHARES = {"eval": 0.2, "validation": 0.1, "train": 0.3, "warmup": 0.4}
+
+
+class WarmupError(RuntimeError):
+    """The warm-up did not bring the tiny model where reinforcement learning can start."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Sum:
 
 def working_response(item: Sum) -> str:
     """Harmony response that works from the right: digits reversed in the analysis, then the right answer."""
-    return f"<|channel|>analysis<|message|>{str(item.answer)[::-1]}<|end|><|start|>assistant{_final(item.answer)}"
+    digits = str(item.answer)[::-1]
+    return f"<|channel|>analysis<|message|>{digits}<|end|><|start|>assistant{_final(item.answer)}"
 
 
 def guessing_response(item: Sum) -> str:
@@ -65,11 +70,11 @@ def guessing_response(item: Sum) -> str:
     return _final(item.answer - 10 if item.carries else item.answer)
 
 
-def split_problems(seed: int) -> dict[str, list[Sum]]:
-    """All problems of each split, shuffled with `seed`.
+def split_problems() -> dict[str, list[Sum]]:
+    """All problems of each split, in a fixed shuffled order.
 
-    An unordered pair belongs to one split by its hash alone, so that 38 + 57 and 57 + 38 never cross and the splits
-    are the same for every seed: only which problems are thinned out, and the order, depend on the seed.
+    An unordered pair belongs to one split by its hash alone, so 38 + 57 and 57 + 38 never cross. Nothing here
+    is seeded from outside: models made with different seeds are compared on the same problems.
 
     Returns:
         Split name to its problems, for the names in `SPLIT_SHARES`.
@@ -78,7 +83,7 @@ def split_problems(seed: int) -> dict[str, list[Sum]]:
     for first in range(SMALLEST, LARGEST + 1):
         for second in range(SMALLEST, LARGEST + 1):
             everything[split_of(first, second)].append(Sum(first, second))
-    return {name: _thin(problems, random.Random(f"{seed} {name}")) for name, problems in everything.items()}
+    return {name: _thin(problems, random.Random(name)) for name, problems in everything.items()}
 
 
 def split_of(first: int, second: int) -> str:

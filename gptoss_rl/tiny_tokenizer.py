@@ -8,8 +8,8 @@ from gptoss_rl.tiny_task import Sum, guessing_response, working_response
 
 VOCABULARY_SIZE = 320
 HARMONY_WORDS = ("system", "developer", "user", "assistant", "tool", "analysis", "commentary", "final")
-# The constant parts of a prompt are one token each: a prompt costs 20 tokens instead of 300, and
-# a step on two cores seconds instead of a minute. They are ordinary tokens, so skip_special_tokens keeps them.
+# The constant parts of a prompt are one token each: a prompt costs 19 tokens instead of 300, and a step on
+# two cores seconds instead of a minute. They are ordinary tokens, so that skip_special_tokens keeps them.
 CONSTANT_PARTS = (*(system_message(effort) for effort in REASONING_EFFORTS), f"\n\n{INSTRUCTION}")
 
 
@@ -35,7 +35,9 @@ def build_tokenizer(model_max_length: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_phrases(), trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in CONSTANT_PARTS])
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in HARMONY_MARKERS])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in HARMONY_MARKERS]
+    )
     if tokenizer.get_vocab_size() != VOCABULARY_SIZE:
         raise ValueError(
             f"the tiny tokenizer has {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY_SIZE}; "
@@ -57,7 +59,11 @@ def _phrases() -> list[str]:
     item = Sum(38, 57)
     prompt = render_prompt(item.problem)
     turns = [prompt + working_response(item), prompt + guessing_response(item)]
-    texts = [*turns * 4, *HARMONY_WORDS, *HARMONY_WORDS]  # weights: the commonest text gets the longest merges
+    texts = [
+        *turns * 4,
+        *HARMONY_WORDS,
+        *HARMONY_WORDS,
+    ]  # weighted by how often text occurs
     for marker in (*HARMONY_MARKERS, *CONSTANT_PARTS):
         texts = [piece for text in texts for piece in text.split(marker)]
     return [text for text in texts if text]

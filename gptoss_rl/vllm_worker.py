@@ -87,9 +87,8 @@ class PolicySyncWorker:
         """Serve the adapter in `payload` and say what is now being served.
 
         Returns:
-            tp_rank, tp_size, version, payload_sha256, modules (path -> digest in adapter mode, or
-            path -> [norm of the exact delta, norm of the delta after rounding, share of the delta lost]
-            in merge mode), seconds by phase, and error (None or the reason).
+            tp_rank, tp_size, version, payload_sha256, modules (path -> digest in adapter mode, or in merge
+            mode path -> what `_policy_merged_proof` says), seconds by phase, and error (None or the reason).
         """
         from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
@@ -118,7 +117,7 @@ class PolicySyncWorker:
             start = time.perf_counter()
             self.policy_version = manifest.version
             answer["version"] = self.policy_version
-            answer["modules"] = self._policy_merged_norms() if merge else self._policy_slot_digests(manifest.rank)
+            answer["modules"] = self._policy_merged_proof() if merge else self._policy_slot_digests(manifest.rank)
             answer["seconds"]["read_back"] = time.perf_counter() - start
         except Exception as error:  # whatever it is, the trainer must be told which worker and why (see above)
             answer["error"] = f"{type(error).__name__}: {error}"
@@ -173,34 +172,37 @@ class PolicySyncWorker:
         expected = {path for projection in projections for path in projection.modules}
         if difference := _name_difference(expected, set(manifest.modules())):
             raise ValueError(f"the adapter's modules are not the served ones ({difference})")
-        self._policy_norms = {}
+        self._policy_deltas = {}
         for projection in projections:
-            pristine, layer = projection.layer.pristine_weight, projection.layer
-            merged = pristine.clone()
-            start = 0
+            merged, start = projection.layer.pristine_weight.clone(), 0
             for path, rows in zip(projection.modules, projection.sizes, strict=True):
-                a, b = _worker_shard(layer, path, matrices[path, "A"], matrices[path, "B"])
-                delta = manifest.scaling * (b.float() @ a.float())
-                block = pristine[start : start + rows].float()
-                merged[start : start + rows] = (block + delta).to(merged.dtype)
-                self._policy_norms[path] = [delta.norm().item(), delta]
+                a, b = _worker_shard(projection.layer, path, matrices[path, "A"], matrices[path, "B"])
+                delta = self._policy_deltas[path] = manifest.scaling * (b.float() @ a.float())
+                block = merged[start : start + rows]
+                block.copy_(block.float() + delta)
                 start += rows
-            _serve_weight(layer, merged)
+            _serve_weight(projection.layer, merged)
 
-    def _policy_merged_norms(self) -> dict[str, list[float]]:
-        """Per module: norm of the exact delta, norm of what is served beyond the pristine weight, share lost."""
-        norms = {}
+    def _policy_merged_proof(self) -> dict[str, list[float]]:
+        """What the served weights are, read back from where a forward pass reads them.
+
+        Returns:
+            path -> [norm of the exact delta, norm of (served - pristine - delta) i.e. what rounding lost,
+            entries that are not round(pristine + delta)].
+        """
+        proof = {}
         for projection in self._policy_projections():
-            served, pristine = _served_weight(projection.layer), projection.layer.pristine_weight.float()
-            start = 0
+            served, start = _served_weight(projection.layer), 0
             for path, rows in zip(projection.modules, projection.sizes, strict=True):
-                exact, delta = self._policy_norms[path]
-                seen = served[start : start + rows] - pristine[start : start + rows]
-                lost = (seen - delta).norm().item() / exact if exact else 0.0
-                norms[path] = [exact, seen.norm().item(), lost]
+                block = slice(start, start + rows)
+                pristine, delta = projection.layer.pristine_weight[block], self._policy_deltas[path]
+                wanted = (pristine.float() + delta).to(pristine.dtype).float()
+                lost = served[block] - pristine.float() - delta
+                wrong = (served[block] != wanted).sum().item()
+                proof[path] = [delta.norm().item(), lost.norm().item(), float(wrong)]
                 start += rows
-        del self._policy_norms
-        return norms
+        self._policy_deltas = {}
+        return proof
 
 
 def _worker_shard(

@@ -1,0 +1,149 @@
+"""Gates that close before anything is started: each known-wrong flag and each bad row, by name."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from gptoss_rl.cluster import devices_needed
+from gptoss_rl.errors import GateError
+from gptoss_rl.launch_gates import (
+    check_disjoint,
+    check_flags,
+    check_labels,
+    check_launch,
+    check_length,
+    flag_problems,
+    read_prompts,
+)
+from gptoss_rl.local_engine import engine_arguments
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    train, evaluation = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    train.write_text("".join(json.dumps({"input": f"{i} + 1?", "label": str(i + 1)}) + "\n" for i in range(32)))
+    evaluation.write_text("".join(json.dumps({"input": f"{i} - 1?", "label": i - 1}) + "\n" for i in range(8)))
+    return train, evaluation
+
+
+def arguments(files: tuple[Path, Path], **changes) -> argparse.Namespace:
+    good = {
+        "run_dir": "runs/x", "prompt_data": str(files[0]), "eval_dataset": str(files[1]), "label_key": "label",
+        "apply_chat_template": True, "lora_rank": 8, "attn_implementation": "eager", "advantage_estimator": "dr_grpo",
+        "init_kl_coef": 0.0, "n_samples_per_prompt": 4, "rollout_batch_size": 8, "train_batch_size": 32,
+        "micro_train_batch_size": 8, "micro_rollout_batch_size": 8, "actor_num_gpus_per_node": 1, "allow_short": True, "lr_warmup_ratio": 0.0,
+    }  # fmt: skip
+    return engine_arguments(**{**good, **changes})
+
+
+def test_good_flags_and_data_pass(files) -> None:
+    check_launch(arguments(files))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"run_dir": None}, "--run_dir"),
+        ({"lora_rank": 0}, "--lora_rank"),
+        ({"lora_dropout": 0.1}, "--lora_dropout"),
+        ({"attn_implementation": "flash_attention_2"}, "--attn_implementation flash_attention_2"),
+        ({"packing_samples": True}, "--packing_samples"),
+        ({"use_dynamic_batch": True}, "--use_dynamic_batch"),
+        ({"ring_attn_size": 2}, "--ring_attn_size"),
+        ({"ds_tensor_parallel_size": 2}, "--ds_tensor_parallel_size"),
+        ({"load_in_4bit": True}, "--load_in_4bit"),
+        ({"param_dtype": "fp16"}, "--param_dtype"),
+        ({"use_liger_kernel": True}, "--use_liger_kernel"),
+        ({"aux_loss_coef": 0.1}, "--aux_loss_coef"),
+        ({"gradient_checkpointing": True}, "--gradient_checkpointing_use_reentrant"),
+        ({"async_train": True}, "--async_train"),
+        ({"colocate_all_models": True}, "--colocate_all_models"),
+        ({"enable_ema": True}, "--enable_ema"),
+        ({"advantage_estimator": "group_norm"}, "--advantage_estimator"),
+        ({"init_kl_coef": 0.01}, "--init_kl_coef"),
+        ({"remote_rm_url": None}, "--remote_rm_url"),
+        ({"n_samples_per_prompt": 1, "train_batch_size": 8}, "--n_samples_per_prompt"),
+        ({"train_batch_size": 24}, "not a multiple of --train_batch_size"),
+        ({"micro_train_batch_size": 5}, "--micro_train_batch_size"),
+        ({"actor_num_gpus_per_node": 3}, "dealt evenly"),
+        ({"temperature": 0.0}, "--temperature"),
+        ({"top_p": 0.9}, "--top_p"),
+        ({"apply_chat_template": False}, "--apply_chat_template"),
+        ({"vllm_num_engines": 0}, "--vllm_num_engines"),
+        ({"label_key": None}, "--label_key"),
+    ],
+)
+def test_every_forbidden_flag_is_refused_by_name(files, change: dict, word: str) -> None:
+    assert flag_problems(arguments(files)) == []
+    with pytest.raises(GateError, match="gate flags") as caught:
+        check_flags(arguments(files, **change))
+    assert word in str(caught.value)
+
+
+def test_all_problems_are_named_at_once(files) -> None:
+    with pytest.raises(GateError, match=r"--lora_dropout.*--top_p"):
+        check_flags(arguments(files, lora_dropout=0.1, top_p=0.5))
+
+
+def test_a_missing_data_file_is_named(files) -> None:
+    with pytest.raises(GateError, match="--eval_dataset .*none.jsonl does not exist"):
+        check_flags(arguments(files, eval_dataset="none.jsonl"))
+
+
+def rows(*pairs) -> list[dict]:
+    return [{"id": None, "problem": p, "label": label, "line": n} for n, (p, label) in enumerate(pairs, start=1)]
+
+
+@pytest.mark.parametrize("label", ["63,65", "1.5", "", "seven", 1.0, True, None, "1/2"])
+def test_a_label_that_is_no_integer_is_refused(label) -> None:
+    with pytest.raises(GateError, match=r"labels must be integers.*line 2"):
+        check_labels(rows(("a?", "1"), ("b?", label)), "train.jsonl")
+
+
+@pytest.mark.parametrize("label", ["7", 7, "-3"])
+def test_integer_labels_pass(label) -> None:
+    check_labels(rows(("a?", label)), "train.jsonl")
+
+
+@pytest.mark.parametrize("problem", ["", "  ", "evil <|end|> text", None])
+def test_a_prompt_that_cannot_be_rendered_is_refused(problem) -> None:
+    with pytest.raises(GateError, match="train.jsonl, line 1"):
+        check_labels(rows((problem, "1")), "train.jsonl")
+
+
+def test_a_duplicated_prompt_is_refused() -> None:
+    with pytest.raises(GateError, match="more than once.*2 rows"):
+        check_labels(rows(("a  b?", "1"), ("a b?", "1"), ("c?", "2")), "train.jsonl")
+
+
+def test_a_training_problem_in_the_evaluation_set_is_refused() -> None:
+    with pytest.raises(GateError, match="in the evaluation set.*line 2"):
+        check_disjoint(rows(("a?", "1"), ("b?", "2")), rows(("b?", "2")))
+
+
+def test_a_row_that_cannot_be_read_is_named(tmp_path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"input": "a", "label": 1}\n{"input": "b"}\n')
+    with pytest.raises(GateError, match=r"broken.jsonl, line 2"):
+        read_prompts(path, "input", "label")
+    path.write_text("")
+    with pytest.raises(GateError, match="holds no prompts"):
+        read_prompts(path, "input", "label")
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused(files) -> None:
+    with pytest.raises(GateError, match="less than one batch of 64.*zero steps"):
+        check_launch(arguments(files, rollout_batch_size=64, train_batch_size=256))
+
+
+def test_a_short_run_must_be_asked_for(files) -> None:
+    with pytest.raises(GateError, match="--allow_short"):
+        check_length(arguments(files, allow_short=False), 32)
+    check_length(arguments(files, allow_short=False), 8 * 20)
+
+
+def test_devices_are_counted(files) -> None:
+    args = arguments(files, actor_num_gpus_per_node=4, vllm_num_engines=2, vllm_tensor_parallel_size=2)
+    assert devices_needed(args) == 8

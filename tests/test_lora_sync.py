@@ -1,0 +1,139 @@
+"""The judge of a sync, against hand-made answers: what real workers cannot be made to say."""
+
+import copy
+
+import pytest
+import ray
+import torch
+
+from gptoss_rl.errors import GateError, SyncError
+from gptoss_rl.lora_payload import expected_digests, pack
+from gptoss_rl.lora_sync import LoraSync, lora_parameters, lora_scaling
+from gptoss_rl.random_model import random_adapter
+
+RANK = 4
+
+
+@pytest.fixture(scope="module")
+def sync(gpt_oss_folder) -> LoraSync:
+    return LoraSync(random_adapter(gpt_oss_folder, rank=RANK), ["engine 0", "engine 1"], mode="adapter", timeout=1)
+
+
+@pytest.fixture
+def exchange(sync: LoraSync):
+    """A manifest, the matrices, and the replies of two healthy engines of TP=2."""
+    matrices = sync.gather()
+    manifest, _ = pack(matrices, version=7, rank=RANK, scaling=sync.scaling)
+    modules = manifest.modules()
+
+    def answer(tp_rank: int) -> dict:
+        digests = expected_digests(matrices, modules, sync.layout, sync.scaling, tp_rank, 2)
+        header = {"tp_rank": tp_rank, "tp_size": 2, "version": 7, "payload_sha256": manifest.sha256, "error": None}
+        return {**header, "modules": digests, "seconds": {"apply": 0.0}}
+
+    replies = [{"answers": [answer(0), answer(1)], "in_flight": 0, "seconds": 0.0} for _ in range(2)]
+    return manifest, matrices, replies
+
+
+def test_healthy_answers_pass(sync: LoraSync, exchange) -> None:
+    sync.judge(*exchange)
+
+
+def change(replies: list, engine: int, worker: int, **fields) -> list:
+    changed = copy.deepcopy(replies)
+    changed[engine]["answers"][worker].update(fields)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"version": 6}, "serves policy version 6, expected 7"),
+        ({"payload_sha256": "0" * 64}, "received bytes with SHA-256 000"),
+        ({"error": "OutOfMemoryError: no"}, "OutOfMemoryError"),
+        ({"modules": {}}, "modules missing or extra"),
+    ],
+)
+def test_a_bad_answer_names_engine_and_worker(sync: LoraSync, exchange, fields: dict, words: str) -> None:
+    manifest, matrices, replies = exchange
+    with pytest.raises(SyncError, match=f"engine 1, worker of TP rank 1: {words}"):
+        sync.judge(manifest, matrices, change(replies, 1, 1, **fields))
+
+
+def test_one_wrong_digest_names_the_module(sync: LoraSync, exchange) -> None:
+    manifest, matrices, replies = exchange
+    module = manifest.modules()[3]
+    digests = {**replies[0]["answers"][1]["modules"], module: "f" * 16}
+    with pytest.raises(SyncError, match=f"engine 0, worker of TP rank 1: module {module} serves ffff"):
+        sync.judge(manifest, matrices, change(replies, 0, 1, modules=digests))
+
+
+def test_an_extra_module_is_named(sync: LoraSync, exchange) -> None:
+    manifest, matrices, replies = exchange
+    digests = {**replies[0]["answers"][0]["modules"], "lm_head": "f" * 16}
+    with pytest.raises(SyncError, match="lm_head"):
+        sync.judge(manifest, matrices, change(replies, 0, 0, modules=digests))
+
+
+def test_an_engine_that_is_left_out_is_named(sync: LoraSync, exchange) -> None:
+    manifest, matrices, replies = exchange
+    with pytest.raises(SyncError, match="1 engines answered, 2 were asked"):
+        sync.judge(manifest, matrices, replies[:1])
+
+
+@pytest.mark.parametrize("answers", [[], [0], [0, 0], [0, 1, 1]])
+def test_every_tp_rank_must_answer_once(sync: LoraSync, exchange, answers: list[int]) -> None:
+    manifest, matrices, replies = copy.deepcopy(exchange)
+    replies[0]["answers"] = [replies[0]["answers"][i] for i in answers]
+    with pytest.raises(SyncError, match="engine 0: answers from TP ranks"):
+        sync.judge(manifest, matrices, replies)
+
+
+def test_requests_in_flight_stop_the_sync(sync: LoraSync, exchange) -> None:
+    manifest, matrices, replies = exchange
+    busy = [replies[0], {"answers": [], "in_flight": 3, "seconds": 0.0}]
+    with pytest.raises(SyncError, match="engine 1 still had 3 requests in flight"):
+        sync.judge(manifest, matrices, busy)
+
+
+def test_an_engine_that_does_not_answer_is_named(sync: LoraSync, exchange) -> None:
+    @ray.remote
+    class Engine:
+        def __init__(self, silent: bool):
+            self.silent = silent
+
+        async def sync_policy(self, manifest_json, payload):
+            import asyncio
+
+            await asyncio.sleep(600 if self.silent else 0)
+            return {"answers": [], "in_flight": 0, "seconds": 0.0}
+
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        engines = [Engine.options(num_cpus=0).remote(silent) for silent in (False, True)]
+        ray.get(engines[0].sync_policy.remote("", None))
+        slow = LoraSync(sync.model, engines, mode="adapter", timeout=3)
+        with pytest.raises(SyncError, match=r"engine 1 did not answer within 3 s for policy version 7 \(1 of 2"):
+            slow.deliver(exchange[0], ray.put(b""))
+    finally:
+        ray.shutdown()
+
+
+def test_a_model_without_an_adapter_is_refused() -> None:
+    with pytest.raises(GateError, match="no LoRA parameters"):
+        lora_parameters(torch.nn.Linear(2, 2))
+
+
+def test_layers_of_different_scaling_are_refused(gpt_oss_folder) -> None:
+    model = random_adapter(gpt_oss_folder, rank=RANK)
+    next(m for m in model.modules() if hasattr(m, "lora_A")).scaling["default"] = 17.0
+    with pytest.raises(GateError, match=r"different scalings \[2\.0, 17\.0\]"):
+        lora_scaling(model)
+
+
+def test_errors_cross_processes_with_their_text() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(SyncError("engine 0: bad")))
+    assert type(error) is SyncError
+    assert (str(error), error.gate) == ("[gate sync] engine 0: bad", "sync")

@@ -1,0 +1,85 @@
+"""What a rollout says about its step, and which rollouts may not be trained on."""
+
+import math
+import types
+
+import pytest
+import torch
+
+from gptoss_rl.errors import GateError
+from gptoss_rl.rollouts import (
+    check_parity,
+    check_policy_version,
+    difference_statistics,
+    parity_statistics,
+    rollout_statistics,
+)
+
+
+def sample(reward: float, length: int = 10, version: int = 1, truncated: bool = False):
+    info = {
+        "policy_version": torch.tensor([version]),
+        "response_length": torch.tensor([length]),
+        "total_length": torch.tensor([float(length + 5)]),
+        "truncated": torch.tensor([truncated]),
+        "answer_found": torch.tensor([1.0]),
+        "final_channel": torch.tensor([0.0]),
+    }
+    return types.SimpleNamespace(rewards=torch.tensor([reward]), info=info)
+
+
+def test_samples_of_another_policy_are_refused() -> None:
+    check_policy_version([sample(1.0), sample(0.0)], expected=1)
+    with pytest.raises(GateError, match=r"1 of 2 samples come from policy version \[0\], expected 1"):
+        check_policy_version([sample(1.0), sample(0.0, version=0)], expected=1)
+
+
+def test_the_reward_distribution_is_counted_by_group() -> None:
+    rewards = [1, 1, 0, 0, 1, 0, 0, 1]  # groups of two: all right, all wrong, mixed, mixed
+    statistics = rollout_statistics([sample(float(r)) for r in rewards], group_size=2)
+    assert statistics["reward/mean"] == 0.5
+    assert statistics["reward/all_right"] == 0.25
+    assert statistics["reward/all_wrong"] == 0.25
+    assert statistics["reward/std"] == 0.5
+
+
+def test_a_step_without_any_right_sample_has_no_group_that_is_all_right() -> None:
+    statistics = rollout_statistics([sample(0.0) for _ in range(4)], group_size=2)
+    assert (statistics["reward/all_right"], statistics["reward/all_wrong"]) == (0.0, 1.0)
+
+
+def test_lengths_and_truncation() -> None:
+    samples = [sample(1.0, 4), sample(1.0, 8, truncated=True)]
+    statistics = rollout_statistics(samples, group_size=2)
+    assert statistics["rollout/response_tokens_mean"] == 6.0
+    assert statistics["rollout/response_tokens_max"] == 8.0
+    assert statistics["rollout/truncated"] == 0.5
+    assert statistics["rollout/total_tokens"] == 22.0
+
+
+def test_the_kl_estimate_converges_to_the_true_kl() -> None:
+    # Two Bernoulli policies: KL(sampler || trainer) is known in closed form.
+    generator = torch.Generator().manual_seed(0)
+    p, q = 0.3, 0.4
+    draws = torch.rand(400_000, generator=generator) < p
+    sampler = torch.where(draws, math.log(p), math.log(1 - p))
+    trainer = torch.where(draws, math.log(q), math.log(1 - q))
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert difference_statistics(trainer - sampler)["parity/kl"] == pytest.approx(expected, rel=0.02)
+
+
+def test_only_response_tokens_are_compared() -> None:
+    experience = types.SimpleNamespace(
+        action_log_probs=torch.tensor([[9.0, -1.0, -2.0]]),
+        rollout_log_probs=torch.tensor([[0.0, -1.5, -2.0]]),
+        action_mask=torch.tensor([[0, 1, 1]]),
+    )
+    assert parity_statistics([experience])["parity/abs_diff_mean"] == 0.25
+
+
+@pytest.mark.parametrize("difference", [0.5, float("nan")])
+def test_a_trainer_that_disagrees_with_the_sampler_stops_the_run(difference: float) -> None:
+    statistics = difference_statistics(torch.full((10,), difference))
+    with pytest.raises(GateError, match=r"step 3: .*parity/abs_diff_mean.*--parity_max_abs_diff"):
+        check_parity(statistics, 0.2, 0.05, "step 3")
+    check_parity(difference_statistics(torch.full((10,), 0.01)), 0.2, 0.05, "step 3")
