@@ -178,13 +178,9 @@ def argument_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("problems")
     group.add_argument("--train_problems", type=int, default=1280, help="rows of tiny_train.jsonl")
     group.add_argument("--eval_problems", type=int, default=600, help="rows of tiny_eval.jsonl")
-    group.add_argument(
-        "--validation_problems", type=int, default=256, help="problems that decide when to stop"
-    )
+    group.add_argument("--validation_problems", type=int, default=256, help="problems that decide when to stop")
     group = parser.add_argument_group("warm-up")
-    group.add_argument(
-        "--max_warmup_steps", type=int, default=800, help="steps; 0 = leave the model untrained"
-    )
+    group.add_argument("--max_warmup_steps", type=int, default=800, help="steps; 0 = leave the model untrained")
     group = parser.add_argument_group("sizes")
     group.add_argument("--hidden_size", type=int, default=96, help="width of the residual stream")
     group.add_argument("--intermediate_size", type=int, default=128, help="width of an expert")
@@ -206,9 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("train", "eval", "validation"):
         asked = getattr(arguments, f"{name}_problems")
         if not 0 < asked <= len(available[name]):
-            parser.error(
-                f"--{name}_problems {asked}: there are {len(available[name])}, give 1 or more of them"
-            )
+            parser.error(f"--{name}_problems {asked}: there are {len(available[name])}, give 1 or more of them")
     with only_builder(output):
         if not arguments.force and is_current(output, data_dir, recipe(arguments)):
             print(f"{output.name} and its problems are there and current")

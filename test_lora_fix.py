@@ -42,9 +42,7 @@ def sequence_of_syncs(mode: str, folder: Path) -> dict[str, Any]:
     from gptoss_rl.random_model import random_adapter, set_random_B
 
     args = engine_arguments(lora_rank=RANK, vllm_lora_sync=mode, enforce_eager=True, vllm_max_num_seqs=16)
-    used, fresh = (
-        start_engine(folder, args, max_model_len=128, worker="faulty_worker.FaultyWorker") for _ in range(2)
-    )
+    used, fresh = (start_engine(folder, args, max_model_len=128, worker="faulty_worker.FaultyWorker") for _ in range(2))
     model = random_adapter(folder, rank=RANK, seed=FIRST)
 
     def score(engine) -> list[list[float]]:

@@ -1,3 +1,4 @@
+# ruff: noqa: E402  (the environment must be set before torch, Ray and DeepSpeed are imported)
 """LoRA sync at gpt-oss-20b's real adapter size, between real processes on this machine's CPU.
 
 Makes a random checkpoint with gpt-oss-20b's attention (24 layers, hidden 2880, 64 query and 8 key-value heads of 64) and
@@ -39,7 +40,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 
 from gptoss_rl.local_engine import engine_arguments, start_engine, start_ray
 from gptoss_rl.lora_sync import LoraSync
-from gptoss_rl.random_model import random_adapter, save_random_gpt_oss, set_random_B
+from gptoss_rl.random_model import random_adapter, save_random_gpt_oss
 from gptoss_rl.run_files import write_json_atomically
 
 # gpt-oss-20b's config.json, attention part.

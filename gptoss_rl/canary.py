@@ -80,7 +80,8 @@ def score_both(
         gap = (other - samplers[0]).abs().mean().item()
         if gap > MAX_RESTORE_ERROR:
             raise GateError(
-                "canary", f"engine {index} scores the same tokens {gap:.3f} nats apart from engine 0: not the same policy"
+                "canary",
+                f"engine {index} scores the same tokens {gap:.3f} nats apart from engine 0: not the same policy",
             )
     if sampler_only:
         return None, samplers[0]
@@ -101,7 +102,7 @@ def score_with_trainer(trainer: Any, sequences: list[list[int]], starts: list[in
         batch["attention_mask"].append(torch.ones_like(row))
         batch["action_mask"].append(mask)
     refs = trainer.actor_model_group.async_run_method_batch(method_name="forward", **batch)
-    rows = sum(ray.get(refs), [])
+    rows = [row for batch in ray.get(refs) for row in batch]
     return torch.cat([row[0, start - 1 :] for row, start in zip(rows, starts, strict=False)])
 
 

@@ -100,9 +100,7 @@ def save_lora_checkpoint(engine: Any, folder: str, tag: str, client_states: dict
         shutil.rmtree(root / temporary, ignore_errors=True)
     _barrier()
     states = {**client_states, "random_states": random_states()}
-    engine.save_checkpoint(
-        folder, tag=temporary, client_state=states, save_latest=False, exclude_frozen_parameters=True
-    )
+    engine.save_checkpoint(folder, tag=temporary, client_state=states, save_latest=False, exclude_frozen_parameters=True)
     save_adapter(engine.module, root / temporary / "adapter")
     _barrier()
     if _rank() == 0:

@@ -115,5 +115,3 @@ class RunController:
         self.last_evaluated = global_step
         self.lap("evaluate")
         return logs
-
-

@@ -38,7 +38,12 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "reward_timeout": args.reward_timeout,
     }
     if args.vllm_lora_sync == "adapter":
-        options |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": slot_rank(args.lora_rank)}
+        options |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_cpu_loras": 1,
+            "max_lora_rank": slot_rank(args.lora_rank),
+        }
     else:
         options["additional_config"] = {"gptoss_rl_merge": True}
     for flag in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "max_cudagraph_capture_size"):
@@ -114,9 +119,7 @@ class PolicyEngine:
             RuntimeError: the policy changed while they were being generated.
         """
         if self.policy_version != version_before:
-            raise RuntimeError(
-                f"the policy changed from version {version_before} to {self.policy_version} during generation"
-            )
+            raise RuntimeError(f"the policy changed from version {version_before} to {self.policy_version} during generation")
         for response in responses:
             response["policy_version"] = self.policy_version
         return responses
@@ -139,7 +142,10 @@ class PolicyEngine:
         async def one(tokens: list[int]) -> list[float]:
             final = None
             async for output in self.llm.generate(
-                TokensPrompt(prompt_token_ids=tokens), params, request_id=random_uuid(), lora_request=self.lora_request()
+                TokensPrompt(prompt_token_ids=tokens),
+                params,
+                request_id=random_uuid(),
+                lora_request=self.lora_request(),
             ):
                 final = output
             return [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]

@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("gptoss-rl: rollout engine")
     engine.add_argument("--vllm_pretrain", default=None, help="checkpoint the engines serve (MXFP4); default: --pretrain")
     engine.add_argument("--vllm_max_num_seqs", type=int, default=None, help="sequences in flight per engine; vLLM's default")
-    engine.add_argument("--vllm_max_num_batched_tokens", type=int, default=None, help="tokens a scheduler step; vLLM's default")
+    engine.add_argument(
+        "--vllm_max_num_batched_tokens",
+        type=int,
+        default=None,
+        help="tokens a scheduler step; vLLM's default",
+    )
     engine.add_argument("--vllm_kv_cache_dtype", default=None, help="e.g. fp8; default: the model's")
     engine.add_argument(
         "--vllm_max_cudagraph_capture_size", type=int, default=None,

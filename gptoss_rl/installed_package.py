@@ -123,9 +123,7 @@ def locate(base: Base, site: Path | None = None) -> Installation:
         raise PatchStackError(f"{name} is not installed in {site}: {install}")
     if len(infos) > 1:
         found = ", ".join(info.name for info in infos)
-        raise PatchStackError(
-            f"{site} has more than one {name} ({found}): pip uninstall {name}, then {install}"
-        )
+        raise PatchStackError(f"{site} has more than one {name} ({found}): pip uninstall {name}, then {install}")
     version = infos[0].name.removeprefix(f"{name}-").removesuffix(".dist-info")
     if version != base.version:
         raise PatchStackError(
@@ -152,11 +150,7 @@ def _refuse_editable(name: str, site: Path, infos: list[Path]) -> None:
         where = site / f"{name}.egg-link"
     for pth in sorted(site.glob("*.pth")):
         for line in pth.read_text(encoding="utf-8", errors="replace").splitlines():
-            if (
-                line.strip()
-                and not line.startswith("import")
-                and (site / line.strip() / name / "__init__.py").is_file()
-            ):
+            if line.strip() and not line.startswith("import") and (site / line.strip() / name / "__init__.py").is_file():
                 where = pth
     if (site / name).is_symlink():
         where = site / name
@@ -171,9 +165,7 @@ def _read_record(path: Path, package: str) -> Digests:
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     except FileNotFoundError as error:
-        raise PatchStackError(
-            f"{path} is missing, so nothing can prove what is installed: reinstall {package}"
-        ) from error
+        raise PatchStackError(f"{path} is missing, so nothing can prove what is installed: reinstall {package}") from error
     record: Digests = {}
     for name, digest, *_ in rows:
         # pip adds the .pyc files that it compiled, without a hash.
@@ -181,9 +173,7 @@ def _read_record(path: Path, package: str) -> Digests:
             continue
         algorithm, _, value = digest.partition("=")
         if algorithm != "sha256":
-            raise PatchStackError(
-                f"{path} has no sha256 for {name}, so nothing can prove it: reinstall {package}"
-            )
+            raise PatchStackError(f"{path} has no sha256 for {name}, so nothing can prove it: reinstall {package}")
         record[name] = urlsafe_b64decode(value + "=" * (-len(value) % 4)).hex()
     return record
 

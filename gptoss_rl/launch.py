@@ -52,7 +52,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": (_output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader") or "").splitlines(),
+        "gpus": (
+            _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader") or ""
+        ).splitlines(),
         "git_commit": _output("git", "rev-parse", "HEAD"),
         "git_diff": _output("git", "diff", "HEAD"),
         "patch_stack": stack_fingerprint(),
@@ -76,7 +78,8 @@ def prepare(argv: list[str]) -> Path:
             raise GateError("flags", f"--load_checkpoint: {args.ckpt_path} holds no checkpoint to resume from")
     elif folder.exists() and any(folder.iterdir()):
         raise GateError(
-            "flags", f"{folder} already holds a run; choose another --run_dir, or pass --load_checkpoint to resume it"
+            "flags",
+            f"{folder} already holds a run; choose another --run_dir, or pass --load_checkpoint to resume it",
         )
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join([sys.executable, "-m", ENTRY_POINT, *argv])

@@ -166,7 +166,8 @@ def check_length(args: argparse.Namespace, num_prompts: int) -> None:
         )
     if length.global_steps < MIN_GLOBAL_STEPS and not args.allow_short:
         raise GateError(
-            "flags", f"the run has {length.global_steps} global steps, fewer than {MIN_GLOBAL_STEPS}; pass --allow_short"
+            "flags",
+            f"the run has {length.global_steps} global steps, fewer than {MIN_GLOBAL_STEPS}; pass --allow_short",
         )
     warmup = warmup_steps(args, length.optimizer_steps)
     if warmup > MAX_WARMUP_SHARE * length.optimizer_steps:

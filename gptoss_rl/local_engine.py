@@ -16,7 +16,18 @@ from gptoss_rl.flags import parse
 
 def engine_arguments(**changes: Any) -> argparse.Namespace:
     """The launch flags at their defaults, with `changes` set; for everything that reads flags."""
-    args = parse(["--run_dir", "unused", "--pretrain", "unused", "--vllm_num_engines", "1", "--remote_rm_url", "unused.py"])
+    args = parse(
+        [
+            "--run_dir",
+            "unused",
+            "--pretrain",
+            "unused",
+            "--vllm_num_engines",
+            "1",
+            "--remote_rm_url",
+            "unused.py",
+        ]
+    )
     unknown = [name for name in changes if not hasattr(args, name)]
     if unknown:
         raise TypeError(f"no such flag: {', '.join(unknown)}")

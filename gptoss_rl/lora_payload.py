@@ -157,7 +157,11 @@ class HeadLayout:
 
 
 def shard(
-    matrices: Mapping[tuple[str, str], torch.Tensor], module: str, layout: HeadLayout, tp_rank: int, tp_size: int
+    matrices: Mapping[tuple[str, str], torch.Tensor],
+    module: str,
+    layout: HeadLayout,
+    tp_rank: int,
+    tp_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The (A, B) of one module that tensor-parallel rank `tp_rank` of `tp_size` must hold, unscaled.
 

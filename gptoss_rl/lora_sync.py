@@ -14,7 +14,15 @@ import torch
 import torch.distributed as dist
 
 from gptoss_rl.errors import GateError, SyncError
-from gptoss_rl.lora_payload import HeadLayout, Manifest, delta_norm, expected_digests, pack, shard, split_peft_name
+from gptoss_rl.lora_payload import (
+    HeadLayout,
+    Manifest,
+    delta_norm,
+    expected_digests,
+    pack,
+    shard,
+    split_peft_name,
+)
 
 # Relative difference of two float32 norms of the same r-rank product, computed by different routes.
 NORM_TOLERANCE = 1e-3
@@ -141,9 +149,7 @@ class LoraSync:
             )
         return ray.get(refs)
 
-    def judge(
-        self, manifest: Manifest, matrices: dict[tuple[str, str], torch.Tensor], replies: list[dict[str, Any]]
-    ) -> None:
+    def judge(self, manifest: Manifest, matrices: dict[tuple[str, str], torch.Tensor], replies: list[dict[str, Any]]) -> None:
         """Raises SyncError unless every worker of every engine serves exactly what was sent.
 
         What each worker must hold is computed here from `matrices` and the model's own scaling, not from
@@ -193,9 +199,7 @@ class LoraSync:
             a, b = shard(matrices, module, self.layout, answer["tp_rank"], answer["tp_size"])
             expected, (got, _, wrong) = delta_norm(a, b, self.scaling), answer["modules"][module]
             if abs(got - expected) > NORM_TOLERANCE * max(expected, 1e-12):
-                raise SyncError(
-                    f"{where}: module {module} merged a delta of norm {got:.6g}, expected {expected:.6g}. {CAUSES}"
-                )
+                raise SyncError(f"{where}: module {module} merged a delta of norm {got:.6g}, expected {expected:.6g}. {CAUSES}")
             if wrong:
                 raise SyncError(
                     f"{where}: module {module} serves {wrong:.0f} weights that are not the pristine weight plus this delta: "

@@ -251,9 +251,7 @@ def render_report(findings: list[Finding], label: str, stack: Stack) -> str:
 
 
 def _summary(findings: list[Finding], stack: Stack) -> list[str]:
-    counts = {
-        patch.name: Counter(f.outcome for f in findings if f.patch == patch.name) for patch in stack.patches
-    }
+    counts = {patch.name: Counter(f.outcome for f in findings if f.patch == patch.name) for patch in stack.patches}
     width = max([len("patch"), *map(len, counts)])
     rows = [f"{'patch':<{width}}  hunks  " + "  ".join(OUTCOMES)]
     for name, count in [*counts.items(), ("sum", sum(counts.values(), Counter()))]:

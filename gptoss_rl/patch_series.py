@@ -84,9 +84,7 @@ def load_stack(folder: Path = PATCHES) -> Stack:
     if missing := [name for name in names if name not in present]:
         raise PatchStackError(f"{folder / 'series'} names {', '.join(missing)}, which is not in {folder}")
     if extra := sorted(present - set(names)):
-        raise PatchStackError(
-            f"{', '.join(extra)} in {folder} is not in its series: add it there or delete it"
-        )
+        raise PatchStackError(f"{', '.join(extra)} in {folder} is not in its series: add it there or delete it")
     patches = (parse_patch(name, (folder / name).read_bytes(), base.package) for name in names)
     return Stack(base, tuple(patches))
 
@@ -106,9 +104,7 @@ def _read_base(path: Path) -> Base:
     for number, line in _read_lines(path):
         key, _, value = line.partition(":")
         if key not in _BASE_KEYS or key in values or not value.strip():
-            raise PatchStackError(
-                f"{path}, line {number}: expected one each of {', '.join(_BASE_KEYS)}: {line!r}"
-            )
+            raise PatchStackError(f"{path}, line {number}: expected one each of {', '.join(_BASE_KEYS)}: {line!r}")
         values[key] = value.strip()
     if absent := [key for key in _BASE_KEYS if key not in values]:
         raise PatchStackError(f"{path} does not say {', '.join(absent)}")
@@ -139,17 +135,11 @@ def parse_header(patch: Patch) -> Header:
     if not re.match(r"[\w/.-]+: \S", fields["Subject"]):
         raise PatchStackError(f"{patch.name}: Subject is not '<part>: <what it does>': {fields['Subject']!r}")
     if not prose:
-        raise PatchStackError(
-            f"{patch.name}: nothing between Subject and Reason: symptom, cause, what was rejected"
-        )
+        raise PatchStackError(f"{patch.name}: nothing between Subject and Reason: symptom, cause, what was rejected")
     if fields["Reason"] not in REASONS:
-        raise PatchStackError(
-            f"{patch.name}: Reason is {fields['Reason']!r}, not one of {', '.join(REASONS)}"
-        )
+        raise PatchStackError(f"{patch.name}: Reason is {fields['Reason']!r}, not one of {', '.join(REASONS)}")
     if not re.match(r"https?://\S+$|no$|not-needed: \S", fields["Forwarded"]):
-        raise PatchStackError(
-            f"{patch.name}: Forwarded is {fields['Forwarded']!r}, not a link, 'no' or 'not-needed: <why>'"
-        )
+        raise PatchStackError(f"{patch.name}: Forwarded is {fields['Forwarded']!r}, not a link, 'no' or 'not-needed: <why>'")
     tests = tuple(re.split(r"[,\s]+", fields["Test"]))
     for test in tests:
         if not re.fullmatch(r"[\w/]+\.py::test_\w+", test):

@@ -157,9 +157,7 @@ def _swap(inst: Installation, tree: Tree, have: Digests, keep_old: bool = False)
     elif exchange(new, inst.package):
         new.rename(old)
     else:
-        inst.package.rename(
-            inst.aside
-        )  # from here to the next rename there is no package: `recover` mends that
+        inst.package.rename(inst.aside)  # from here to the next rename there is no package: `recover` mends that
         new.rename(inst.package)
         inst.aside.rename(old)
     if keep_old and old.exists():
@@ -203,9 +201,7 @@ def compile_tree(tree: Tree) -> None:
             try:
                 compile(content, name, "exec", dont_inherit=True)
             except (SyntaxError, ValueError) as error:  # ValueError: a null byte
-                raise PatchStackError(
-                    f"with the whole series applied, {name} does not compile: {error}"
-                ) from error
+                raise PatchStackError(f"with the whole series applied, {name} does not compile: {error}") from error
 
 
 @contextlib.contextmanager
@@ -299,11 +295,7 @@ def check_stack(site: Path | None = None, patches: Path = PATCHES) -> StackState
     inst, found = look(load_stack(patches), site, _to_stderr)
     refuse_edited(inst, found)
     if found.state.status != "applied":
-        what = (
-            "not patched"
-            if found.state.status == "pristine"
-            else "patched with an older version of this series"
-        )
+        what = "not patched" if found.state.status == "pristine" else "patched with an older version of this series"
         raise PatchStackError(f"{inst.base} in {inst.site} is {what}: {APPLY}")
     if site is None:
         spec = importlib.util.find_spec(inst.base.package)  # finds without importing
@@ -354,13 +346,9 @@ def main(argv: list[str] | None = None) -> int:
     mode.add_argument("--check", action="store_true", help="exit 0 only if the package is exactly that")
     mode.add_argument("--restore", action="store_true", help="put the pristine package back")
     mode.add_argument("--dry-run", action="store_true", help="build and compile, say what would change")
-    mode.add_argument(
-        "--report", metavar="PATH_OR_VERSION", help="how each hunk fares on another folder, wheel or version"
-    )
+    mode.add_argument("--report", metavar="PATH_OR_VERSION", help="how each hunk fares on another folder, wheel or version")
     mode.add_argument("--table", action="store_true", help="print the table of patches (Markdown)")
-    mode.add_argument(
-        "--write-table", action="store_true", help="write it into patches/README.md and README.md"
-    )
+    mode.add_argument("--write-table", action="store_true", help="write it into patches/README.md and README.md")
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)  # another site-packages
     args = parser.parse_args(argv)
     try:

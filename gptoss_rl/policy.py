@@ -29,9 +29,7 @@ def check_trainable_checkpoint(model: torch.nn.Module) -> None:
         )
     kernel = model.config._attn_implementation
     if model.config.model_type == "gpt_oss" and kernel != "eager":
-        raise GateError(
-            "flags", f"attention kernel {kernel!r} drops gpt-oss's sinks; pass --attn_implementation eager"
-        )
+        raise GateError("flags", f"attention kernel {kernel!r} drops gpt-oss's sinks; pass --attn_implementation eager")
 
 
 def enter_inference_mode(actor: torch.nn.Module) -> None:
@@ -76,9 +74,7 @@ def response_log_probs(
     log_probs, entropy = token_log_probs(logits[mask], labels, temperature, entropy_grad)
     full = torch.zeros(action_mask.shape, dtype=torch.float32, device=logits.device)
     where = action_mask.bool()
-    extras = types.SimpleNamespace(
-        entropy=full.masked_scatter(where, entropy), aux_loss=getattr(output, "aux_loss", None)
-    )
+    extras = types.SimpleNamespace(entropy=full.masked_scatter(where, entropy), aux_loss=getattr(output, "aux_loss", None))
     return full.masked_scatter(where, log_probs), extras
 
 
@@ -103,9 +99,7 @@ def local_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            grad = (
-                deepspeed.utils.safe_get_local_grad(parameter) if hasattr(parameter, "ds_id") else parameter.grad
-            )
+            grad = deepspeed.utils.safe_get_local_grad(parameter) if hasattr(parameter, "ds_id") else parameter.grad
             if grad is not None:
                 found[name] = grad
     return found

@@ -52,9 +52,7 @@ def save_random_gpt_oss(folder: Path, *, seed: int = 0, std: float = 0.08, **con
     model.to(torch.bfloat16).save_pretrained(folder)
     # vLLM loads a tokenizer although every prompt here is given as token ids.
     vocabulary = models.WordLevel({f"t{i}": i for i in range(shape["vocab_size"])}, unk_token="t2")
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(vocabulary), eos_token="t1", pad_token="t0"
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(vocabulary), eos_token="t1", pad_token="t0").save_pretrained(folder)
 
 
 def random_adapter(folder: Path, *, rank: int, seed: int = 0, std: float = 0.1, dtype=torch.float32) -> torch.nn.Module:

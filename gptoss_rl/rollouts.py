@@ -61,12 +61,7 @@ def parity_statistics(experiences: list[Any]) -> dict[str, float]:
     KL is the k3 estimate of http://joschu.net/blog/kl-approx.html with samples from the sampler:
     E[exp(d) - 1 - d], d = trainer minus sampler logprob; never negative.
     """
-    differences = torch.cat(
-        [
-            (e.action_log_probs - e.rollout_log_probs)[e.action_mask.bool()].float()
-            for e in experiences
-        ]
-    )
+    differences = torch.cat([(e.action_log_probs - e.rollout_log_probs)[e.action_mask.bool()].float() for e in experiences])
     return difference_statistics(differences)
 
 

@@ -57,9 +57,7 @@ class StepMetrics:
     def add_ratios(self, statistics: RatioStatistics) -> None:
         self.ratios.append(statistics)
 
-    def add_micro_batch(
-        self, loss: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, entropy: torch.Tensor
-    ) -> None:
+    def add_micro_batch(self, loss: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, entropy: torch.Tensor) -> None:
         """Record one micro-batch, before its backward.
 
         Args:

@@ -94,13 +94,19 @@ def closing_table(summary: dict[str, Any]) -> str:
     phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in summary["seconds_by_phase"].items())
     rows = [
         ("global steps", f"{summary['global_steps']}"),
-        ("mean reward", f"{summary['reward_first']:.3f} (first step) -> {summary['reward_last']:.3f} (last step)"),
+        (
+            "mean reward",
+            f"{summary['reward_first']:.3f} (first step) -> {summary['reward_last']:.3f} (last step)",
+        ),
     ]
     if "n" in summary:
         rows += [
             ("greedy pass@1 before", percent(summary["pass_at_1_before"], summary["interval_before"])),
             ("greedy pass@1 after", percent(summary["pass_at_1_after"], summary["interval_after"])),
-            ("held-out problems", f"{summary['n']}: {summary['problems_gained']} gained, {summary['problems_lost']} lost"),
+            (
+                "held-out problems",
+                f"{summary['n']}: {summary['problems_gained']} gained, {summary['problems_lost']} lost",
+            ),
             ("paired p-value", f"{summary['p_value']:.2g} (exact McNemar)"),
         ]
     rows += [

@@ -35,9 +35,7 @@ def build_tokenizer(model_max_length: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_phrases(), trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in CONSTANT_PARTS])
-    tokenizer.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text in HARMONY_MARKERS]
-    )
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in HARMONY_MARKERS])
     if tokenizer.get_vocab_size() != VOCABULARY_SIZE:
         raise ValueError(
             f"the tiny tokenizer has {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY_SIZE}; "

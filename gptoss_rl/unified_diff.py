@@ -137,9 +137,7 @@ def _parse_file(name: str, lines: list[bytes], at: int, package: str) -> tuple[F
         hunks.append(hunk)
     if not hunks:
         raise PatchError(name, head + 1, "a file without a hunk")
-    if (kind == "create" and any(hunk.old for hunk in hunks)) or (
-        kind == "delete" and any(hunk.new for hunk in hunks)
-    ):
+    if (kind == "create" and any(hunk.old for hunk in hunks)) or (kind == "delete" and any(hunk.new for hunk in hunks)):
         raise PatchError(name, head + 1, f"a file to {kind} has lines on its /dev/null side")
     return FilePatch(new if kind != "delete" else old, kind, head + 1, tuple(hunks)), at
 
@@ -162,9 +160,7 @@ def _parse_hunk(name: str, lines: list[bytes], at: int) -> tuple[Hunk, int]:
     match = _HUNK.fullmatch(lines[at])
     if match is None:
         raise PatchError(name, at + 1, f"not a hunk header: {show(lines[at])}")
-    old_start, old_left, new_start, new_left = (
-        1 if group is None else int(group) for group in match.groups()
-    )
+    old_start, old_left, new_start, new_left = (1 if group is None else int(group) for group in match.groups())
     # With no lines on a side, its number is that of the line before; otherwise that of the first line.
     old_index = old_start - 1 if old_left else old_start
     new_index = new_start - 1 if new_left else new_start
@@ -175,16 +171,12 @@ def _parse_hunk(name: str, lines: list[bytes], at: int) -> tuple[Hunk, int]:
             raise PatchError(name, head + 1, "the patch ends inside this hunk; its @@ line states more lines")
         mark, text = lines[at][:1], lines[at][1:]
         if mark not in (b" ", b"-", b"+"):
-            hint = (
-                " (an editor has stripped the blank of an empty context line)" if lines[at] == b"\n" else ""
-            )
+            hint = " (an editor has stripped the blank of an empty context line)" if lines[at] == b"\n" else ""
             raise PatchError(name, at + 1, f"inside a hunk, but not ' ', '-' or '+': {show(lines[at])}{hint}")
         old_left -= mark != b"+"
         new_left -= mark != b"-"
         if old_left < 0 or new_left < 0:
-            raise PatchError(
-                name, at + 1, f"the hunk of line {head + 1} has more lines than its @@ line states"
-            )
+            raise PatchError(name, at + 1, f"the hunk of line {head + 1} has more lines than its @@ line states")
         at += 1
         if at < len(lines) and lines[at].startswith(b"\\ "):  # "\ No newline at end of file"
             text = text[:-1]
@@ -212,9 +204,7 @@ def apply_patch(tree: Tree, patch: Patch) -> Tree:
         lines = _apply_file(patch.name, file, split_lines(tree.get(file.path, b"")))
         if file.kind == "delete":
             if lines:
-                raise PatchError(
-                    patch.name, file.line, f"{file.path} would be deleted, but has other lines too"
-                )
+                raise PatchError(patch.name, file.line, f"{file.path} would be deleted, but has other lines too")
             del result[file.path]
         else:
             result[file.path] = b"".join(lines)
@@ -232,14 +222,10 @@ def _apply_file(name: str, file: FilePatch, lines: list[bytes]) -> list[bytes]:
         before, after = hunk.context
         short = (before < CONTEXT and start > 0) or (after < CONTEXT and end < len(lines))
         if short and file.kind == "modify":
-            raise PatchError(
-                name, hunk.line, f"has fewer than {CONTEXT} lines of context ({before}, {after})"
-            )
+            raise PatchError(name, hunk.line, f"has fewer than {CONTEXT} lines of context ({before}, {after})")
         out += lines[done:start]
         if len(out) != hunk.new_index:
-            raise PatchError(
-                name, hunk.line, f"states new line {hunk.new_index + 1}, it would be {len(out) + 1}"
-            )
+            raise PatchError(name, hunk.line, f"states new line {hunk.new_index + 1}, it would be {len(out) + 1}")
         out += hunk.new
         done = end
     return out + lines[done:]
@@ -254,6 +240,5 @@ def _require_lines(name: str, file: FilePatch, hunk: Hunk, lines: list[bytes]) -
             raise PatchError(
                 name,
                 hunk.line,
-                f"does not apply to {file.path} (no fuzz, no offset):"
-                f" line {number + 1} should be {show(expected)}, {there}",
+                f"does not apply to {file.path} (no fuzz, no offset): line {number + 1} should be {show(expected)}, {there}",
             )

@@ -205,9 +205,7 @@ class PolicySyncWorker:
         return proof
 
 
-def _worker_shard(
-    layer: torch.nn.Module, path: str, a: torch.Tensor, b: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _worker_shard(layer: torch.nn.Module, path: str, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """This worker's part of A and B, by the layer's own account of its heads."""
     target = path.rsplit(".", 1)[-1]
     if target == "o_proj":

@@ -36,9 +36,7 @@ class FaultyWorker(WorkerWrap):
         super()._policy_load_slot(manifest, matrices)
 
     def _policy_merge(self, manifest: Manifest, matrices) -> None:
-        super()._policy_merge(manifest, matrices) if not self._faulty("accumulate") else self._merge_on_top(
-            manifest, matrices
-        )
+        super()._policy_merge(manifest, matrices) if not self._faulty("accumulate") else self._merge_on_top(manifest, matrices)
 
     def _merge_on_top(self, manifest: Manifest, matrices) -> None:
         """The original's bug: add the delta to what is being served, not to the pristine weight."""

@@ -89,10 +89,7 @@ def diff(before: Tree, after: Tree) -> str:
         sides = [before.get(name), after.get(name)]
         if sides[0] == sides[1]:
             continue
-        labels = [
-            f"{side}/{name}" if content is not None else "/dev/null"
-            for side, content in zip("ab", sides, strict=True)
-        ]
+        labels = [f"{side}/{name}" if content is not None else "/dev/null" for side, content in zip("ab", sides, strict=True)]
         texts = [(content or b"").decode().splitlines(keepends=True) for content in sides]
         out += difflib.unified_diff(*texts, *labels)
     return "".join(out)

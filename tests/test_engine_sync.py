@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-
 from faulty_worker import ForgetfulEngine
 
 from gptoss_rl.canary import judge_restored, judge_shift
@@ -34,12 +33,8 @@ def engines(gpt_oss_folder: Path, tmp_path_factory) -> Iterator[list]:
     start_ray(devices=2, extra_path=Path(__file__).parent)
     started = []
     for tp_size in (2, 1):
-        args = engine_arguments(
-            lora_rank=RANK, vllm_tensor_parallel_size=tp_size, enforce_eager=True, vllm_max_num_seqs=16
-        )
-        started.append(
-            start_engine(gpt_oss_folder, args, max_model_len=256, worker=WORKER, actor_class=ForgetfulEngine)
-        )
+        args = engine_arguments(lora_rank=RANK, vllm_tensor_parallel_size=tp_size, enforce_eager=True, vllm_max_num_seqs=16)
+        started.append(start_engine(gpt_oss_folder, args, max_model_len=256, worker=WORKER, actor_class=ForgetfulEngine))
     yield started
     for engine in started:
         ray.kill(engine)

@@ -19,7 +19,11 @@ LAUNCHERS = ["train_grpo_20b.sh", "train_grpo_20b_a29b.sh", "train_grpo_20b_a30.
 def dry_run(launcher: str, *flags: str) -> list[str]:
     """The words that a launcher would run, after the module's name."""
     done = subprocess.run(
-        ["bash", ROOT / launcher, *flags], env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True, check=True
+        ["bash", ROOT / launcher, *flags],
+        env={**os.environ, "DRY_RUN": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     words = shlex.split(done.stdout)
     return words[words.index("openrlhf.cli.train_ppo_ray") + 1 :]
@@ -70,9 +74,7 @@ def test_the_run_directory_holds_checkpoints_and_adapter() -> None:
 
 
 def test_engine_options_reach_vllm() -> None:
-    args = engine_arguments(
-        lora_rank=5, vllm_max_num_seqs=7, vllm_max_cudagraph_capture_size=64, vllm_kv_cache_dtype="fp8"
-    )
+    args = engine_arguments(lora_rank=5, vllm_max_num_seqs=7, vllm_max_cudagraph_capture_size=64, vllm_kv_cache_dtype="fp8")
     options = engine_options(args)
     assert (options["enable_lora"], options["max_loras"], options["max_lora_rank"]) == (True, 1, 8)
     assert (options["max_num_seqs"], options["max_cudagraph_capture_size"]) == (7, 64)

@@ -33,7 +33,8 @@ def arguments(files: tuple[Path, Path], **changes) -> argparse.Namespace:
         "run_dir": "runs/x", "prompt_data": str(files[0]), "eval_dataset": str(files[1]), "label_key": "label",
         "apply_chat_template": True, "lora_rank": 8, "attn_implementation": "eager", "advantage_estimator": "dr_grpo",
         "init_kl_coef": 0.0, "n_samples_per_prompt": 4, "rollout_batch_size": 8, "train_batch_size": 32,
-        "micro_train_batch_size": 8, "micro_rollout_batch_size": 8, "actor_num_gpus_per_node": 1, "allow_short": True, "lr_warmup_ratio": 0.0,
+        "micro_train_batch_size": 8, "micro_rollout_batch_size": 8, "actor_num_gpus_per_node": 1, "allow_short": True,
+        "lr_warmup_ratio": 0.0,
     }  # fmt: skip
     return engine_arguments(**{**good, **changes})
 

@@ -17,7 +17,7 @@ from gptoss_rl.lora_payload import (
     unpack,
 )
 
-Q, O = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"
+Q, OUT = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"
 K = "model.layers.0.self_attn.k_proj"
 LAYOUT = HeadLayout(head_dim=4, num_heads=4, num_kv_heads=2)
 
@@ -33,8 +33,8 @@ def adapter(rank: int = 2) -> dict[tuple[str, str], torch.Tensor]:
         (Q, "B"): random(16, rank),
         (K, "A"): random(rank, 8),
         (K, "B"): random(8, rank),
-        (O, "A"): random(rank, 16),
-        (O, "B"): random(8, rank),
+        (OUT, "A"): random(rank, 16),
+        (OUT, "B"): random(8, rank),
     }
 
 
@@ -93,7 +93,7 @@ def test_one_flipped_bit_changes_the_digest() -> None:
 @pytest.mark.parametrize("tp_size", [1, 2])
 def test_shards_of_all_ranks_make_up_the_whole_adapter(tp_size: int) -> None:
     matrices = adapter()
-    for module, axis in ((Q, "B"), (K, "B"), (O, "A")):
+    for module, axis in ((Q, "B"), (K, "B"), (OUT, "A")):
         parts = [shard(matrices, module, LAYOUT, rank, tp_size) for rank in range(tp_size)]
         index, dim = (1, 0) if axis == "B" else (0, 1)
         assert torch.equal(torch.cat([part[index] for part in parts], dim=dim), matrices[module, axis])
@@ -108,13 +108,13 @@ def test_a_key_value_head_is_shared_when_ranks_outnumber_heads() -> None:
 
 
 def test_digests_depend_on_scaling_rank_and_values() -> None:
-    matrices, modules = adapter(), [Q, K, O]
+    matrices, modules = adapter(), [Q, K, OUT]
     base = expected_digests(matrices, modules, LAYOUT, 2.0, 0, 2)
     assert expected_digests(matrices, modules, LAYOUT, 1.0, 0, 2) != base
     assert expected_digests(matrices, modules, LAYOUT, 2.0, 1, 2) != base
-    matrices[O, "B"][0, 0] += 1
+    matrices[OUT, "B"][0, 0] += 1
     changed = expected_digests(matrices, modules, LAYOUT, 2.0, 0, 2)
-    assert [module for module in modules if changed[module] != base[module]] == [O]
+    assert [module for module in modules if changed[module] != base[module]] == [OUT]
 
 
 def test_the_norm_through_gram_matrices_is_the_norm_of_the_product() -> None:

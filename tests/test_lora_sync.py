@@ -28,7 +28,13 @@ def exchange(sync: LoraSync):
 
     def answer(tp_rank: int) -> dict:
         digests = expected_digests(matrices, modules, sync.layout, sync.scaling, tp_rank, 2)
-        header = {"tp_rank": tp_rank, "tp_size": 2, "version": 7, "payload_sha256": manifest.sha256, "error": None}
+        header = {
+            "tp_rank": tp_rank,
+            "tp_size": 2,
+            "version": 7,
+            "payload_sha256": manifest.sha256,
+            "error": None,
+        }
         return {**header, "modules": digests, "seconds": {"apply": 0.0}}
 
     replies = [{"answers": [answer(0), answer(1)], "in_flight": 0, "seconds": 0.0} for _ in range(2)]

@@ -96,9 +96,7 @@ def test_the_table_has_a_line_a_patch_in_series_order(tmp_path):
     stack = load_stack(make_patches(tmp_path / "patches", ("z.patch", HALF), ("a.patch", NEW1)))
     rows = render_table(stack).splitlines()
     assert rows[0] == "| patch | what it does | reason | drop when |"
-    assert rows[2:] == [
-        f"| `{name}` | fakelib: change what it says | fix | fakelib >= 2 |" for name in ("z.patch", "a.patch")
-    ]
+    assert rows[2:] == [f"| `{name}` | fakelib: change what it says | fix | fakelib >= 2 |" for name in ("z.patch", "a.patch")]
 
 
 def test_a_stale_table_is_found_and_written(tmp_path):
@@ -120,9 +118,7 @@ def test_a_stale_table_is_found_and_written(tmp_path):
         write_tables(stack, (one, two))
 
 
-@pytest.mark.parametrize(
-    "text", ["", TABLE_BEGIN, f"{TABLE_END}{TABLE_BEGIN}", f"{TABLE_BEGIN}{TABLE_BEGIN}{TABLE_END}"]
-)
+@pytest.mark.parametrize("text", ["", TABLE_BEGIN, f"{TABLE_END}{TABLE_BEGIN}", f"{TABLE_BEGIN}{TABLE_BEGIN}{TABLE_END}"])
 def test_a_file_without_its_markers_is_refused(text):
     with pytest.raises(PatchStackError, match=r"x\.md"):
         with_table(text, "table", "x.md")

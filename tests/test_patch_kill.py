@@ -140,10 +140,7 @@ def test_fifty_kills_at_random_moments_never_leave_a_mixture(tmp_path, swap):
     site = make_site(tmp_path)
     rng = random.Random(SEED)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    look = (
-        "from fakelib import alpha, beta; from fakelib.sub import delta;"
-        "print(alpha.STACK, beta.STACK, delta.STACK)"
-    )
+    look = "from fakelib import alpha, beta; from fakelib.sub import delta;print(alpha.STACK, beta.STACK, delta.STACK)"
     seen = set()
     for _ in range(KILLS):
         driver = subprocess.Popen(

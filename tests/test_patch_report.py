@@ -144,9 +144,7 @@ def test_a_version_is_downloaded_by_pip(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert load_tree("1.0", PACKAGE) == (f"{PACKAGE} 1.0", PRISTINE)
-    with pytest.raises(
-        PatchStackError, match=r"pip could not download fakelib==7\.0: ERROR: No matching distribution"
-    ):
+    with pytest.raises(PatchStackError, match=r"pip could not download fakelib==7\.0: ERROR: No matching distribution"):
         load_tree("7.0", PACKAGE)
 
 

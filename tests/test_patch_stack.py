@@ -133,9 +133,7 @@ def test_a_hand_edited_package_is_refused_by_file(tmp_path, edit, named, patched
             action(site, patches, **quiet)
         assert "was edited by hand" in str(caught.value)
         assert named in str(caught.value)
-        assert "apply_patches.sh --restore (or pip install --force-reinstall --no-deps fakelib==1.0)" in str(
-            caught.value
-        )
+        assert "apply_patches.sh --restore (or pip install --force-reinstall --no-deps fakelib==1.0)" in str(caught.value)
     with pytest.raises(PatchStackError, match="edited by hand"):
         check_stack(site, patches)
     assert installed(site) == before
@@ -180,9 +178,7 @@ def test_an_edit_before_the_first_apply_leaves_only_the_reinstall(tmp_path):
     site, patches = make_site(tmp_path), stack_one(tmp_path / "patches")
     (site / PACKAGE / "beta.py").write_text("edited = 1\n")
     for action in (apply, restore):
-        with pytest.raises(
-            PatchStackError, match=r"then: pip install --force-reinstall --no-deps fakelib==1\.0$"
-        ):
+        with pytest.raises(PatchStackError, match=r"then: pip install --force-reinstall --no-deps fakelib==1\.0$"):
             action(site, patches, **quiet)
     assert (site / PACKAGE / "beta.py").read_text() == "edited = 1\n"
 
@@ -245,16 +241,12 @@ def test_a_damaged_pristine_copy_is_refused(tmp_path):
 def test_a_record_other_than_the_pinned_one_is_refused(tmp_path):
     # both the file and its line in RECORD were changed: only BASE can tell
     site = make_site(tmp_path, {**PRISTINE, f"{PACKAGE}/beta.py": b"another = 1\n"})
-    with pytest.raises(
-        PatchStackError, match=r"RECORD does not list the files of fakelib 1\.0 that patches/BASE pins"
-    ):
+    with pytest.raises(PatchStackError, match=r"RECORD does not list the files of fakelib 1\.0 that patches/BASE pins"):
         apply(site, stack_one(tmp_path / "patches"), **quiet)
 
 
 def _editable(site: Path) -> None:
-    (site / f"{PACKAGE}-1.0.dist-info/direct_url.json").write_text(
-        '{"url": "file:///src", "dir_info": {"editable": true}}'
-    )
+    (site / f"{PACKAGE}-1.0.dist-info/direct_url.json").write_text('{"url": "file:///src", "dir_info": {"editable": true}}')
 
 
 def _pth(site: Path) -> None:
@@ -316,9 +308,7 @@ def test_an_unwritable_site_packages_is_refused():
         if user == 0:
             os.seteuid(65534)
         try:
-            with pytest.raises(
-                PatchStackError, match=r"cannot change .*Permission denied.*owner of this environment"
-            ):
+            with pytest.raises(PatchStackError, match=r"cannot change .*Permission denied.*owner of this environment"):
                 apply(site, patches, **quiet)
         finally:
             os.seteuid(user)
@@ -370,9 +360,7 @@ def test_new_files_are_newer_so_that_no_old_bytecode_is_taken_for_theirs(tmp_pat
         if action:
             action(site, patches, **quiet)
             assert min(path.stat().st_mtime for path in (site / PACKAGE).rglob("*.py")) > int(oldest)
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert done.stdout.split() == [expected, expected]
     assert list((tmp_path / "bytecode").rglob("*.pyc"))
 

@@ -111,7 +111,12 @@ def test_response_logprobs_equal_full_logits(gpt_oss_folder, temperature: float)
 
 
 def dataset_arguments(**changes) -> argparse.Namespace:
-    base = {"input_key": "input", "label_key": "label", "apply_chat_template": True, "reasoning_effort": "low"}
+    base = {
+        "input_key": "input",
+        "label_key": "label",
+        "apply_chat_template": True,
+        "reasoning_effort": "low",
+    }
     return argparse.Namespace(**{**base, **changes})
 
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from gptoss_rl.prompts import render_prompt
-from reward_func_em import MAX_ANSWER, extract_answer, final_text, grade, parse_integer, parse_label, read_number, reward_func
+from reward_func_em import (
+    MAX_ANSWER,
+    extract_answer,
+    final_text,
+    grade,
+    parse_integer,
+    parse_label,
+    read_number,
+    reward_func,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -171,11 +180,20 @@ def test_the_command_counts_and_shows_flips(tmp_path: Path) -> None:
     done = run_command(path)
     assert done.returncode == 0
     counts = {line[:14].strip(): int(line[14:]) for line in done.stdout.splitlines()[:6]}
-    assert counts == {"rows": 4, "right": 1, "no answer": 1, "not a number": 1, "stored grades": 3, "flips": 1}
+    assert counts == {
+        "rows": 4,
+        "right": 1,
+        "no answer": 1,
+        "not a number": 1,
+        "stored grades": 3,
+        "flips": 1,
+    }
     assert "line 2: now wrong, answer '5', label '6'" in done.stdout
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"response": "x"}', '{"response": "x", "label": "y"}', '{"response": 5, "label": 5}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"response": "x"}', '{"response": "x", "label": "y"}', '{"response": 5, "label": 5}']
+)
 def test_the_command_names_a_bad_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"response": "a", "label": 1}\n' + line + "\n")

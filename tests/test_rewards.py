@@ -14,9 +14,7 @@ PROBLEM = "What is 2 + 2?"
 
 
 def score(reward_func, timeout: float = 5.0) -> dict:
-    return asyncio.run(
-        score_response(reward_func, prompt=render_prompt(PROBLEM), response="4", label="4", timeout=timeout)
-    )
+    return asyncio.run(score_response(reward_func, prompt=render_prompt(PROBLEM), response="4", label="4", timeout=timeout))
 
 
 def raises(queries, prompts, labels):

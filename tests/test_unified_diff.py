@@ -53,9 +53,7 @@ def test_a_good_patch_applies_and_leaves_its_input_alone():
     ],
 )
 def test_fuzz_and_offset_are_refused(content):
-    with pytest.raises(
-        PatchError, match=r"a\.patch, line 7: does not apply to pkg/m\.py \(no fuzz, no offset\)"
-    ):
+    with pytest.raises(PatchError, match=r"a\.patch, line 7: does not apply to pkg/m\.py \(no fuzz, no offset\)"):
         run(GOOD, content)
 
 

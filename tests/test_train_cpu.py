@@ -1,0 +1,193 @@
+"""Whole runs through the launcher: patched OpenRLHF, Ray, DeepSpeed ZeRO-3 and vLLM on the tiny gpt-oss."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from gptoss_rl.metrics import METRICS
+from gptoss_rl.run_files import read_json_lines
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS_A_STEP = 4
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Path:
+    """The tiny model and its problems, made once by the script that the README names."""
+    subprocess.run([ROOT / ".venv/bin/python", "make_tiny_gptoss.py"], cwd=ROOT, check=True)
+    return ROOT / "models" / "tiny-gptoss"
+
+
+@pytest.fixture(scope="module")
+def eval_file(tiny: Path, tmp_path_factory) -> Path:
+    """The first forty held-out problems: the tests look at the machinery, not at the score."""
+    path = tmp_path_factory.mktemp("data") / "eval.jsonl"
+    path.write_text("".join((ROOT / "data" / "tiny_eval.jsonl").read_text().splitlines(keepends=True)[:40]))
+    return path
+
+
+def command(run_dir: Path, eval_file: Path, steps: int, *flags: str) -> list:
+    batch = ["--rollout_batch_size", PROMPTS_A_STEP, "--n_samples_per_prompt", 4, "--train_batch_size", 16,
+             "--micro_train_batch_size", 8, "--micro_rollout_batch_size", 8]  # fmt: skip
+    length = ["--max_samples", steps * PROMPTS_A_STEP, "--allow_short", "--lr_warmup_ratio", 0]
+    where = ["--run_dir", run_dir, "--eval_dataset", eval_file]
+    return [str(word) for word in ["bash", ROOT / "train_grpo_tiny_cpu.sh", *batch, *length, *where, *flags]]
+
+
+def run(run_dir: Path, eval_file: Path, steps: int, *flags: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(run_dir, eval_file, steps, *flags),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    done.output = done.stdout + done.stderr
+    return done
+
+
+def lines(run_dir: Path, name: str) -> list[dict]:
+    return list(read_json_lines(run_dir / f"{name}.jsonl"))
+
+
+def test_tiny_run_goes_end_to_end(eval_file: Path, tmp_path: Path) -> None:
+    steps = 4
+    done = run(tmp_path / "run", eval_file, steps, "--save_steps", "4")
+    assert done.returncode == 0, done.output[-6000:]
+    run_dir = tmp_path / "run"
+
+    metrics = lines(run_dir, "metrics")
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4]
+    assert {key for m in metrics for key in m} - {"step", "time"} <= set(METRICS)
+    assert all((m["optimizer/gradient_norm"] > 0) == (m["advantage/std"] > 0) for m in metrics)
+    assert all(m["optimizer/steps"] == 1 for m in metrics)
+    assert all(m["parity/abs_diff_mean"] < 0.05 for m in metrics)
+    assert all(m["rollout/samples"] == 16 for m in metrics)
+
+    # Start, canary and its undoing, then one sync a step; no version is used twice.
+    syncs = lines(run_dir, "sync")
+    assert [s["policy_version"] for s in syncs] == list(range(1, 3 + steps + 1))
+    assert [m["rollout/policy_version"] for m in metrics] == [3, 4, 5, 6]
+    assert syncs[0]["sha256"] == syncs[2]["sha256"] != syncs[1]["sha256"]
+    changed = [s["sha256"] for s in syncs[2:]]
+    # A step whose groups have no variance has no gradient; Adam then moves on by its momentum alone.
+    assert any(m["advantage/std"] > 0 for m in metrics)
+    assert len(set(changed)) > 1, "no step changed the adapter"
+
+    evaluations = lines(run_dir, "eval")
+    assert sorted({e["step"] for e in evaluations}) == [0, steps]
+    per_step = [{e["id"] for e in evaluations if e["step"] == s} for s in (0, steps)]
+    assert per_step[0] == per_step[1]
+    assert len(per_step[0]) == 40 == len(evaluations) // 2
+
+    summary = json.loads((run_dir / "summary.json").read_text())
+    wanted = {
+        "pass_at_1_before",
+        "pass_at_1_after",
+        "n",
+        "p_value",
+        "global_steps",
+        "seconds_per_step",
+        "sync_seconds",
+    }
+    assert wanted <= set(summary)
+    assert (summary["n"], summary["global_steps"]) == (40, steps)
+    assert "greedy pass@1 after" in done.stdout
+    for name in ("command.txt", "config.json", "environment.json", "train.log", "samples.jsonl"):
+        assert (run_dir / name).stat().st_size > 0, name
+    assert {p.name for p in (run_dir / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    # What was saved is what was last synced: B has moved away from zero.
+    adapter = load_file(run_dir / "adapter" / "adapter_model.safetensors")
+    assert all(t.abs().max() > 0 for t in adapter.values())
+    checkpoint = run_dir / "checkpoints" / "_actor"
+    assert (checkpoint / "latest").read_text() == "global_step4"
+    size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
+    assert size < 20 * sum(t.numel() * 4 for t in adapter.values()), "the checkpoint holds frozen weights"
+
+    again = run(run_dir, eval_file, steps)
+    assert again.returncode != 0
+    assert "already holds a run" in again.output
+
+
+def test_an_engine_with_two_shards_in_bf16(eval_file: Path, tmp_path: Path) -> None:
+    flags = ["--vllm_tensor_parallel_size", "2", "--num_devices", "3", "--param_dtype", "bf16"]
+    done = run(tmp_path / "run", eval_file, 2, *flags)
+    assert done.returncode == 0, done.output[-6000:]
+    assert {(s["engines"], s["workers"]) for s in lines(tmp_path / "run", "sync")} == {(1, 2)}
+    assert [m["step"] for m in lines(tmp_path / "run", "metrics")] == [1, 2]
+
+
+def test_two_engines_in_merge_mode(eval_file: Path, tmp_path: Path) -> None:
+    flags = ["--vllm_num_engines", "2", "--num_devices", "3", "--vllm_lora_sync", "merge"]
+    done = run(tmp_path / "run", eval_file, 2, *flags)
+    assert done.returncode == 0, done.output[-6000:]
+    syncs = lines(tmp_path / "run", "sync")
+    assert {(s["engines"], s["workers"], s["mode"]) for s in syncs} == {(2, 2, "merge")}
+    # The start syncs an adapter whose B is zero, so nothing can be lost; later ones say what rounding took.
+    assert syncs[0]["dead_zone_share"] == 0.0
+    assert all(0 < s["dead_zone_share"] < 1 for s in syncs[3:])
+
+
+def test_a_run_resumes_where_it_stopped(eval_file: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["--save_steps", "2", "--canary_prompts", "0"]
+    with subprocess.Popen(
+        command(run_dir, eval_file, 6, *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 500
+        while len(lines(run_dir, "metrics")) < 3 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+    before = lines(run_dir, "metrics")
+    assert len(before) >= 3, "the run did not get to step 3"
+    latest = int((run_dir / "checkpoints" / "_actor" / "latest").read_text().removeprefix("global_step"))
+    saved = load_file(run_dir / "checkpoints" / "_actor" / f"global_step{latest}" / "adapter" / "adapter_model.safetensors")
+
+    done = run(run_dir, eval_file, 6, *flags, "--load_checkpoint")
+    assert done.returncode == 0, done.output[-6000:]
+    after = lines(run_dir, "metrics")
+    assert [m["step"] for m in after] == [1, 2, 3, 4, 5, 6]
+    assert after[:latest] == before[:latest]
+    syncs = {s["policy_version"]: s for s in lines(run_dir, "sync")}
+    # The first sync after resuming brings the saved adapter, under a version that was never used.
+    resumed = min(v for v, s in syncs.items() if s["step"] == latest and v > latest + 1)
+    assert syncs[resumed]["sha256"] == syncs[latest + 1]["sha256"]
+    assert len(saved) == syncs[resumed]["modules"] * 2
+    prompts = [s["id"] for s in lines(run_dir, "samples")]
+    assert len(set(prompts)) == len(prompts) // 2, "a prompt was drawn twice, or one was left out"
+
+
+def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(eval_file: Path, tmp_path: Path) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text("def reward_func(queries, prompts, labels):\n    raise KeyError('the grader is broken')\n")
+    done = run(tmp_path / "run", eval_file, 2, "--remote_rm_url", str(reward), "--canary_prompts", "0")
+    assert done.returncode != 0
+    assert "[gate reward] the reward function raised KeyError: 'the grader is broken' for prompt " in done.output
+
+
+def test_a_trainer_without_sinks_is_stopped_before_step_one(tiny: Path, eval_file: Path, tmp_path: Path) -> None:
+    without = tmp_path / "without-sinks"
+    shutil.copytree(tiny, without)
+    weights = load_file(without / "model.safetensors")
+    sinks = [name for name in weights if name.endswith("sinks")]
+    assert sinks
+    for name in sinks:
+        weights[name].fill_(-1e4)
+    save_file(weights, without / "model.safetensors", metadata={"format": "pt"})
+    done = run(tmp_path / "run", eval_file, 2, "--pretrain", str(without))
+    assert done.returncode != 0
+    assert "[gate parity] before step 1" in done.output
+    assert lines(tmp_path / "run", "metrics") == []
