@@ -1,0 +1,65 @@
+"""Imports once what a run imports, and compiles DeepSpeed's CPU Adam for the CPU environment.
+
+A machine on which this cannot work says so now and not in the middle of a run, from one of ten processes. It also
+writes the byte code of these modules: without it each process of a run compiles them again, 45 s instead of 12. And
+the CPU build of vLLM writes at its first import, for itself, the package entry by which it recognises the platform;
+processes that start at the same time would race for that.
+
+    .venv/bin/python -I requirements/first_import.py cpu
+"""
+
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+MODULES = ("torch", "transformers", "peft", "ray", "deepspeed", "vllm", "openrlhf.cli.train_ppo_ray", "gptoss_rl")
+MODULES += ("vllm.v1.engine.core", "vllm.model_executor.models.gpt_oss")
+WORKER = {"cpu": "vllm.v1.worker.cpu_worker", "gpu": "vllm.v1.worker.gpu_worker"}
+
+
+def timed(what: str, start: float) -> None:
+    print(f"  {time.perf_counter() - start:5.1f} s  {what}", flush=True)
+
+
+def is_open_anywhere(path: Path) -> bool:
+    """Whether a process of this user has the file open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.samefile(path):
+                return True
+        except OSError:  # the process has ended, or is another user's
+            continue
+    return False
+
+
+def compile_cpu_adam() -> None:
+    """Torch keeps the result in its extensions folder, for each Python and torch version."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+    from torch.utils import cpp_extension
+
+    # Whoever compiles holds this file open; a process that was killed leaves it behind, and torch waits for ever.
+    lock = Path(cpp_extension._get_build_directory(CPUAdamBuilder.NAME, verbose=False), "lock")
+    if lock.exists() and not is_open_anywhere(lock):
+        lock.unlink()
+    CPUAdamBuilder().load(verbose=False)
+
+
+def main(mode: str) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if mode == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    for name in (*MODULES, WORKER[mode]):
+        start = time.perf_counter()
+        module = importlib.import_module(name)
+        timed(f"{name} {getattr(module, '__version__', '')}".rstrip(), start)
+    if mode == "cpu":
+        start = time.perf_counter()
+        compile_cpu_adam()
+        timed("compiling DeepSpeed's CPU Adam", start)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
