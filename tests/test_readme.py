@@ -24,9 +24,7 @@ def commands() -> list[str]:
 
 
 def execute(*words: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        words, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=300
-    )
+    return subprocess.run(words, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_the_readme_has_commands() -> None:
