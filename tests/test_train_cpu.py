@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gptoss_rl.metrics import METRICS
 from gptoss_rl.run_files import read_json_lines
@@ -176,18 +175,3 @@ def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(eval_file: Path
     done = run(tmp_path / "run", eval_file, 2, "--remote_rm_url", str(reward), "--canary_prompts", "0")
     assert done.returncode != 0
     assert "[gate reward] the reward function raised KeyError: 'the grader is broken' for prompt " in done.output
-
-
-def test_a_trainer_without_sinks_is_stopped_before_step_one(tiny: Path, eval_file: Path, tmp_path: Path) -> None:
-    without = tmp_path / "without-sinks"
-    shutil.copytree(tiny, without)
-    weights = load_file(without / "model.safetensors")
-    sinks = [name for name in weights if name.endswith("sinks")]
-    assert sinks
-    for name in sinks:
-        weights[name].fill_(-1e4)
-    save_file(weights, without / "model.safetensors", metadata={"format": "pt"})
-    done = run(tmp_path / "run", eval_file, 2, "--pretrain", str(without))
-    assert done.returncode != 0
-    assert "[gate parity] before step 1" in done.output
-    assert lines(tmp_path / "run", "metrics") == []
