@@ -1,15 +1,20 @@
-"""The grader: pure exact match of the last boxed answer with an integer label.
+r"""The grader: pure exact match of the last boxed answer with an integer label.
 
-reward = 1.0 if extracted_answer == ground_truth else 0.0
+    reward = 1.0 if extracted_answer == ground_truth else 0.0
 
 The one place where answers are read: training (OpenRLHF loads this file by path), every filter and every
-evaluation use it. It imports the standard library alone, never raises on a response, and takes linear time.
+evaluation use it. It imports the standard library alone, raises on no response, and takes linear time.
 
-    python reward_func_em.py grade runs/NAME/eval.jsonl      # grade again, and show what flipped
+    python reward_func_em.py grade runs/NAME/eval.jsonl    # grade stored responses again, show what flipped
 
-Rules. In a Harmony response only the last final-channel message counts; a response that was cut off in the analysis has
-no answer. Otherwise the whole response counts. The answer is the content of the last `\\boxed{...}` with balanced
-braces; an unclosed or empty one is no answer, and there is no fallback to the last number of the text.
+What counts. Of a response with Harmony markers only the body of the assistant's last message in the final
+channel; without one (it was cut off in the analysis) there is no answer. Any other response counts as a whole.
+
+The answer is the content of the last `\boxed{...}` with balanced braces. There is none when that box is empty
+or when a later one was opened and never closed (the response was cut off while answering). A box inside a box
+belongs to the outer one; `\boxed 5` and `\fbox{5}` are no boxes. No fallback to the last number of the text.
+
+The number is compared exactly, without floating point; `read_number` lists what is read into it.
 """
 
 import argparse
@@ -23,33 +28,59 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-FINAL_HEADER = "<|channel|>final"
-HARMONY = ("<|channel|>", "<|message|>")
-END_OF_MESSAGE = ("<|end|>", "<|return|>", "<|call|>", "<|start|>")
-# No integer that a problem asks for is longer; it also keeps int() far from Python's 4,300-digit limit.
-MAX_ANSWER = 300
+# The part of a response that counts. `<|endoftext|>` makes no response Harmony: other models end with it too.
+HARMONY_MARKER = re.compile(r"<\|(?:start|channel|message|constrain|end|return|call)\|>")
+ANY_MARKER = re.compile(r"<\|(?:start|channel|message|constrain|end|return|call|startoftext|endoftext)\|>")
+START, ROLE = "<|start|>", "assistant"
+# Nothing but a content type may follow `final`: with a recipient (`final to=...`) the message is a tool call.
+FINAL_HEADER = re.compile(r"\s*<\|channel\|>\s*final\s*(?:<\|constrain\|>\s*\w+\s*)?<\|message\|>")
 
-# Spellings of the thousands separator. A plain space is none: "5 6" is two answers.
-SEPARATOR = r"(?:\{,\}|,\\!|,|\\,|\\!)"
-GROUPED = re.compile(rf"[1-9][0-9]{{0,2}}({SEPARATOR})[0-9]{{3}}(?:\1[0-9]{{3}})*")
-NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
-SLASHED = re.compile(r"(-?[0-9]+)/(-?[0-9]+)")
-STACKED = re.compile(r"\\[dtc]?frac(?:\{([+-]?[0-9]+)\}|([0-9]))(?:\{([+-]?[0-9]+)\}|([0-9]))")
-NAME = re.compile(r"[A-Za-z](?:_\{?[A-Za-z0-9]+\}?)?\s*=\s*")
-STYLE = r"(?:text|textbf|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|rm|bf)"
-WRAPPED = re.compile(rf"\\{STYLE}\s*\{{([^{{}}]*)\}}")
-# Units without \text, whole words alone: "5x" and "5i" are not 5.
-WORDS = (
-    "units?|degrees?|percent|dollars?|cents?|cm|mm|km|kg|inch(?:es)?|feet|foot|ft|yards?|miles?|met(?:er|re)s?|"
-    "seconds?|minutes?|hours?|days?|weeks?|months?|years?|grams?|lit(?:er|re)s?|points?|people|students?|ways?"
+# The box. Escaped braces open and close nothing, and neither does the brace's neighbour in `\\{`; but a box
+# that was escaped once too often, `\\boxed{5}`, is meant as one.
+BOX_OR_BRACE = re.compile(r"(\\boxed(?![A-Za-z])\s*\{)|\\\\(?!boxed(?![A-Za-z]))|\\[{}]|[{}]")
+
+# The number. A narrow space is Unicode's `\,`.
+SAME = str.maketrans({"\u2212": "-", "\u2009": "\\,", "\u202f": "\\,"})
+TOKEN = re.compile(r"\s+|[0-9]+|[A-Za-z]+|\\[A-Za-z]+|\\.|.", re.DOTALL)
+BLANKS = {" ", "~", "\\ ", "\\,", "\\;", "\\:", "\\!", "\\quad", "\\qquad", "\\displaystyle"}
+MATH_MODE = {("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")}
+TEXT_STYLES = {"\\text", "\\textrm", "\\textbf", "\\textit", "\\textsf", "\\textnormal", "\\mbox", "\\mathrm"}
+STYLES = TEXT_STYLES | {"\\mathbf", "\\mathit", "\\mathsf", "\\boldsymbol", "\\bm", "\\boxed"}
+GREEK = {f"\\{name}" for name in ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega")}
+DEGREES = {"\\circ", "\\degree"}
+POWERS = {"2", "3", "-1", "-2", "-3"}
+# Units that need no \text. Only listed ones, because other letters are variables: 5x and 5 ab are not 5.
+UNIT_WORDS = """
+    unit units degree degrees radians percent dollar dollars cent cents mm cm km inch inches ft foot feet yard yards
+    mile miles meter meters metre metres kg gram grams lb lbs pound pounds oz ml liter liters litre litres second
+    seconds minute minutes hour hours day days week weeks month months year years mph point points people student
+    students way ways
+"""
+UNITS = frozenset(UNIT_WORDS.split())
+UNIT_LETTERS = frozenset("msghlLNJWVCF")  # alone in \text; any other letter is a variable, 5\mathrm{i}, or 5 million
+# Words that make another number of the one before them; they are no unit, in \text or out of it.
+NUMBER_WORDS = """
+    and or to plus minus not pi squared cubed factorial base mod modulo half halves third thirds
+    fourths fifths sixths eighths tenths hundredths thousandths dozen dozens hundred hundreds thousand thousands
+    million millions billion billions trillion trillions zero one two three four five six seven eight nine ten eleven
+    twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy
+    eighty ninety
+"""
+NO_UNITS = frozenset(NUMBER_WORDS.split())
+MARKS_IN_TEXT = frozenset("./'()-%\u00b0") | {"\\%"}
+
+# One separator throughout; `,\!` is how many data sets write it. A plain space separates nothing.
+GROUPED = re.compile(
+    r"(?P<whole>[1-9][0-9]{0,2}(?P<mark>,\\!|,|\{,\}|\\,)[0-9]{3}(?:(?P=mark)[0-9]{3})*)(?:\.(?P<part>[0-9]*))?"
 )
-UNIT = re.compile(
-    rf"(?:\\?%|\^\s*\{{?\s*\\(?:circ|degree)\s*\}}?|\\(?:circ|degree)|\u00b0|\\{STYLE}\s*\{{[^{{}}]*\}}(?:\^\{{?[23]\}}?)?|"
-    rf"(?<![A-Za-z\\])(?:square|cubic)?\s*(?:{WORDS})(?:\^\{{?[23]\}}?)?)$"
-)
-BLANK = re.compile(r"(?:\s|~|\u00a0|\u2009|\u202f|\\[;: ]|\\q?quad(?![A-Za-z]))+")
+DECIMAL = re.compile(r"(?P<whole>[0-9]*)(?:\.(?P<part>[0-9]*))?")
+SLASHED = re.compile(r"([0-9]+) ?/ ?([0-9]+)")
+STACKED = re.compile(r"\\[dtc]?frac ?(?:\{ ?([+-]?[0-9]+) ?\}|([0-9])) ?(?:\{ ?([+-]?[0-9]+) ?\}|([0-9]))")
+NO_DIGIT = re.compile(r"[^0-9]+")
 LABEL = re.compile(r"[+-]?[0-9]+")
+# int() reads this many digits under every setting of Python's limit on them (sys.set_int_max_str_digits).
+# No label may be longer, so a longer number in an answer equals none.
+MAX_DIGITS = 640
 
 
 @dataclass(frozen=True)
@@ -63,120 +94,266 @@ class Grade:
 
 
 def final_text(response: str) -> str | None:
-    """The part of a response that counts; None when a Harmony response never reached its final channel."""
-    if not any(marker in response for marker in HARMONY):
+    """The part of a response that counts; None when a Harmony response has no final message.
+
+    A message starts where the response does (the prompt ends with `<|start|>assistant`) or after a later
+    `<|start|>assistant`. A channel header anywhere else starts none: a box quoted behind it is still analysis.
+    """
+    if HARMONY_MARKER.search(response) is None:
         return response
-    header = response.rfind(FINAL_HEADER)
-    if header < 0:
-        return None
-    start = response.find("<|message|>", header)
-    # Between the header and its message stands nothing but a content type.
-    if start < 0 or "<|channel|>" in response[header + 1 : start] or "<|end|>" in response[header:start]:
-        return None
-    start += len("<|message|>")
-    ends = [end for marker in END_OF_MESSAGE if (end := response.find(marker, start)) >= 0]
-    return response[start : min(ends, default=len(response))]
-
-
-def _last_box(text: str) -> re.Match | None:
-    """The last `\\boxed` of a text, by one scan from its end for each of the two spellings."""
-    for start in sorted((text.rfind("\\boxed"), text.rfind("\\fbox")), reverse=True):
-        if start >= 0 and (match := BOX.match(text, start)):
-            return match
+    messages = response.split(START)
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if index > 0 and not message.startswith(ROLE):
+            continue
+        header = FINAL_HEADER.match(message, len(ROLE) if index > 0 else 0)
+        if header is not None:
+            end = ANY_MARKER.search(message, header.end())
+            return message[header.end() : end.start() if end else len(message)]
     return None
 
 
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+def last_box(text: str) -> str | None:
+    """Content of the last box of a text, without blanks around it; None when there is no answer in it."""
+    opened: list[int | None] = []  # per open brace: where the content of its box starts; None if it is no box
+    last: tuple[int, int] | None = None
+    for match in BOX_OR_BRACE.finditer(text):
+        piece = match.group()
+        if match.group(1):
+            opened.append(match.end())
+            last = None  # what was answered before is taken back, closed or not
+        elif piece == "{":
+            opened.append(None)
+        elif piece == "}" and opened:
+            start = opened.pop()
+            if start is not None:
+                last = (start, match.start())
+    return (text[last[0] : last[1]].strip() or None) if last else None
 
 
 def extract_answer(response: str) -> str | None:
-    """Content of the last box in the part of the response that counts, or None.
-
-    A last box that is unclosed, empty or without braces is no answer, even when an earlier one is complete: the
-    response was cut off while it was answering.
-    """
+    """Content of the last box in the part of the response that counts, or None."""
     text = final_text(response)
-    box = _last_box(text) if text is not None else None
-    if box is None or not text.startswith("{", box.end()):
+    return None if text is None else last_box(text)
+
+
+class _Tokens:
+    """The tokens of an answer between two ends that only move inwards, so that all trimming together is linear."""
+
+    def __init__(self, text: str):
+        self.tokens = [" " if token.isspace() else token for token in TOKEN.findall(text.translate(SAME))]
+        self.start, self.end = 0, len(self.tokens)
+        self.partner: dict[int, int] = {}  # of each matched brace
+        opened = []
+        for index, token in enumerate(self.tokens):
+            if token == "{":
+                opened.append(index)
+            elif token == "}" and opened:
+                other = opened.pop()
+                self.partner[index], self.partner[other] = other, index
+
+    def at(self, index: int) -> str:
+        """The token there; empty outside the two ends."""
+        return self.tokens[index] if self.start <= index < self.end else ""
+
+    def body(self) -> str:
+        return "".join(self.tokens[self.start : self.end])
+
+    def trim(self) -> None:
+        while self.at(self.start) in BLANKS:
+            self.start += 1
+        while self.at(self.end - 1) in BLANKS:
+            self.end -= 1
+
+    def settle(self) -> None:
+        """Remove what may stand around a number without changing it, layer by layer."""
+        self.trim()
+        while self._unwrap() or self._drop_stop() or self._drop_unit():
+            self.trim()
+
+    def take(self, *wanted: str) -> str:
+        """Remove and return the first token if it is a wanted one."""
+        token = self.at(self.start)
+        if token not in wanted:
+            return ""
+        self.start += 1
+        self.trim()
+        return token
+
+    def drop_name(self) -> None:
+        """Remove `x =`: one letter, Latin or Greek, with or without a subscript."""
+        name, index = self.at(self.start), self.start + 1
+        if not (name in GREEK or (len(name) == 1 and name.isascii() and name.isalpha())):
+            return
+        if self.at(index) == "_":
+            index = self.partner.get(index + 1, index + 1) + 1
+        while self.at(index) in BLANKS:
+            index += 1
+        if self.at(index) == "=":
+            self.start = index + 1
+
+    def _unwrap(self) -> bool:
+        first, last = self.at(self.start), self.at(self.end - 1)
+        if (first, last) in MATH_MODE and self.end - self.start > 1:
+            self.start, self.end = self.start + 1, self.end - 1
+            return True
+        brace = self.start
+        if first in STYLES:
+            brace += 2 if self.at(brace + 1) == " " else 1
+        if last == "}" and self.partner.get(self.end - 1) == brace:
+            self.start, self.end = brace + 1, self.end - 1
+            return True
+        return False
+
+    def _drop_stop(self) -> bool:
+        if self.at(self.end - 1) != "." or self.at(self.end - 2) in ("", "."):
+            return False
+        self.end -= 1
+        return True
+
+    def _drop_unit(self) -> bool:
+        end = self._power_start()
+        start = self._unit_start(end)
+        if start is None:
+            return False
+        # 5\text{ cm}^2 is 5, but 5\text{}^2 is a square.
+        if end != self.end and not any(self.tokens[index].isalpha() for index in range(start, end)):
+            return False
+        self.end = start
+        return True
+
+    def _power_start(self) -> int:
+        """Where the exponent at the end starts; the end when there is none."""
+        last = self.at(self.end - 1)
+        if last in ("\u00b2", "\u00b3"):
+            return self.end - 1
+        if last in POWERS and self.at(self.end - 2) == "^":
+            return self.end - 2
+        brace = self._short_group(self.end, POWERS)
+        return brace - 1 if brace is not None and self.at(brace - 1) == "^" else self.end
+
+    def _short_group(self, end: int, contents: set[str]) -> int | None:
+        """Index of the `{` of a group that ends at `end` and holds one of `contents`."""
+        brace = self.partner.get(end - 1, end) if self.at(end - 1) == "}" else end
+        content = "".join(self.tokens[brace + 1 : end - 1]).strip() if end - brace <= 6 else ""
+        return brace if content in contents else None
+
+    def _unit_start(self, end: int) -> int | None:
+        """Where the unit that ends at `end` starts; None when there is none."""
+        last = self.at(end - 1)
+        if last in ("%", "\\%", "\u00b0", "\\degree"):
+            return end - 2 if self.at(end - 2) == "^" else end - 1
+        if last == "\\circ":
+            return end - 2 if self.at(end - 2) == "^" else None
+        if last == "}":
+            return self._text_start(end)
+        if last == ")":
+            return self._remark_start(end)
+        if last in UNITS:
+            before = end - 2 if self.at(end - 2) != " " else end - 3
+            return before if self.at(before) in ("square", "cubic") else end - 1
         return None
-    depth = 0
-    for match in BRACE.finditer(text, box.end()):
-        if match.group() == "{":
-            depth += 1
-        elif match.group() == "}":
-            depth -= 1
-            if depth == 0:
-                return text[box.end() + 1 : match.start()].strip() or None
+
+    def _text_start(self, end: int) -> int | None:
+        """Start of `^{\\circ}` or of `\\text{ cm}` when one of them ends at `end`."""
+        brace = self._short_group(end, DEGREES)
+        if brace is not None and self.at(brace - 1) == "^":
+            return brace - 1
+        brace = self.partner.get(end - 1, self.start)
+        style = brace - 2 if self.at(brace - 1) == " " else brace - 1
+        return style if self.at(style) in TEXT_STYLES and self._is_unit(brace + 1, end - 1) else None
+
+    def _remark_start(self, end: int) -> int | None:
+        """Start of ` (apples)`. It takes a blank and a word, because 5(x) and 5(ab) are products."""
+        index = end - 2
+        while self.at(index) not in ("(", ")", ""):
+            index -= 1
+        word = self.at(index + 1)
+        if self.at(index) != "(" or self.at(index - 1) not in BLANKS or not (len(word) > 2 or word in UNITS):
+            return None
+        return index if self._is_unit(index + 1, end - 1) else None
+
+    def _is_unit(self, start: int, end: int) -> bool:
+        """Whether the text there says what is counted, and nothing about how many."""
+        words = [t for t in self.tokens[start:end] if t not in BLANKS and t not in MARKS_IN_TEXT]
+        if len(words) == 1 and len(words[0]) == 1:
+            return words[0] in UNIT_LETTERS
+        return all(w.isascii() and w.isalpha() and w.lower() not in NO_UNITS for w in words)
+
+
+def _integer(text: str) -> int | None:
+    """The integer in an optional sign and ASCII digits; None beyond MAX_DIGITS."""
+    digits = text.lstrip("+-").lstrip("0") or "0"
+    if len(digits) > MAX_DIGITS:
+        return None
+    return -int(digits) if text.startswith("-") else int(digits)
+
+
+def _magnitude(text: str) -> Fraction | None:
+    """A number without sign, unit or anything else around it."""
+    if match := GROUPED.fullmatch(text) or DECIMAL.fullmatch(text):
+        whole, part = NO_DIGIT.sub("", match["whole"]), match["part"] or ""
+        value = _integer(whole + part.rstrip("0")) if whole or part else None
+        decimals = len(part.rstrip("0"))
+        return None if value is None or decimals > MAX_DIGITS else Fraction(value, 10**decimals)
+    if match := SLASHED.fullmatch(text) or STACKED.fullmatch(text):
+        top, bottom = (_integer(group) for group in match.groups() if group is not None)
+        return Fraction(top, bottom) if top is not None and bottom else None
     return None
-
-
-def _trim(text: str) -> str:
-    """Take away what may stand around a number without changing it: blanks, math mode, a name, units, a full stop."""
-    text = text.replace("\u2212", "-").strip()
-    for _ in range(8):  # each of these may hide another; eight is more than any answer needs
-        before = text
-        text = BLANK.sub(" ", text).strip()
-        text = text.removeprefix("\\displaystyle")
-        if text.endswith(".") and not text.endswith(".."):
-            text = text[:-1]
-        if len(text) > 1 and text.startswith("$") and text.endswith("$"):
-            text = text[1:-1]
-        if text.startswith("\\(") and text.endswith("\\)"):
-            text = text[2:-2]
-        if wrapped := WRAPPED.fullmatch(text):
-            text = wrapped.group(1)
-        if text.startswith("{") and text.endswith("}") and "{" not in text[1:]:
-            text = text[1:-1]
-        text = NAME.sub("", text, count=1) if NAME.match(text) else text
-        text = UNIT.sub("", text).rstrip() if not UNIT.fullmatch(text) else text
-        text = re.sub(r"\\,$|\\!$", "", text)
-        if text == before:
-            break
-    return text
 
 
 def read_number(text: str) -> Fraction | None:
-    """The one number that an answer is, exactly; None when it is anything else.
+    r"""The one number that an answer is, exactly; None when it is anything else. Never raises.
 
-    Reads signs, well-formed thousands groups, decimals, simple fractions, a leading dollar sign or `x =`, leading
-    zeros, and a trailing unit, degree or percent sign. Digits are ASCII. Never raises.
+    Read are ASCII digits, with a sign (also U+2212), leading zeros, decimals, well-formed thousands groups
+    (`1,234`, `1{,}234`, `1\,234`, `1,\!234`) and fractions of two integers (`10/2`, `\frac{10}{2}`, `\frac82`);
+    before them `x =` and `\$`; behind them a full stop, a percent or degree sign, a unit, `\text{...}` or
+    ` (apples)` that says what is counted; around them math mode, braces and styles such as `\mathbf{...}`.
+    Everything else is no number: lists, expressions, powers, mixed numbers, `1e3`, other bases, other digits.
     """
-    if len(text) > MAX_ANSWER:
-        return None
-    text = _trim(text)
-    sign = 1
-    if match := re.match(r"([+-])\s*", text):
-        sign, text = (-1 if match.group(1) == "-" else 1), text[match.end() :]
-    text = re.sub(r"^\\?\$\s*", "", text)
-    if match := re.match(r"-\s*(?=[0-9.])", text) if sign == 1 else None:  # \\$-5
-        sign, text = -1, text[match.end() :]
-    if GROUPED.fullmatch(text):
-        return sign * Fraction(re.sub(r"[^0-9]", "", text))
-    if NUMBER.fullmatch(text):
-        return sign * Fraction(text.removesuffix("."))
-    if match := SLASHED.fullmatch(text.replace(" ", "")) or STACKED.fullmatch(text.replace(" ", "")):
-        top, bottom = (int(group) for group in match.groups() if group is not None)
-        return sign * Fraction(top, bottom) if bottom else None
-    return None
+    tokens = _Tokens(text)
+    tokens.settle()
+    tokens.drop_name()
+    tokens.settle()
+    sign = tokens.take("+", "-")
+    tokens.settle()
+    if tokens.take("\\$", "$") and not sign:
+        sign = tokens.take("+", "-")
+    tokens.settle()
+    value = _magnitude(tokens.body())
+    return -value if value is not None and sign == "-" else value
 
 
 def parse_integer(text: str) -> int | None:
-    """The integer that an answer is, or None. What filters use to decide whether a problem has an integer answer."""
+    """The integer that an answer is, or None. What filters use to tell whether a problem has an integer answer."""
     value = read_number(text)
     return int(value) if value is not None and value.denominator == 1 else None
 
 
 def parse_label(label: int | str) -> int:
-    """The integer of a label: an int, or a string of digits with an optional sign.
+    """The integer of a label: an int, or a string of ASCII digits with an optional sign.
 
     Raises:
         ValueError: anything else. A label is ground truth, so nothing is read into it.
     """
     if isinstance(label, int) and not isinstance(label, bool):
+        if abs(label) >= 10**MAX_DIGITS:  # repr() of it may raise
+            raise ValueError(f"label has more than {MAX_DIGITS} digits; the grader compares no number that long")
         return label
-    if isinstance(label, str) and LABEL.fullmatch(label.strip()) and len(label) <= MAX_ANSWER:
-        return int(label)
-    raise ValueError(f"label {label!r} is not an integer")
+    value = _integer(label.strip()) if isinstance(label, str) and LABEL.fullmatch(label.strip()) else None
+    if value is None:
+        raise ValueError(f"label {label!r:.100} is not an integer of at most {MAX_DIGITS} digits")
+    return value
+
+
+def is_correct(answer: str | None, label: int | str) -> bool:
+    """Whether an extracted answer is the label's integer. No answer is never correct.
+
+    Raises:
+        ValueError: the label is not an integer.
+    """
+    wanted = parse_label(label)
+    return answer is not None and read_number(answer) == wanted
 
 
 def grade(response: str, label: int | str) -> Grade:
@@ -186,25 +363,31 @@ def grade(response: str, label: int | str) -> Grade:
         ValueError: the label is not an integer. No response raises.
     """
     wanted = parse_label(label)
-    answer = extract_answer(response)
+    text = final_text(response)
+    answer = last_box(text) if text is not None else None
     value = read_number(answer) if answer is not None else None
-    return Grade(answer, value, value == wanted, final_text(response) is not None)
+    return Grade(answer, value, value == wanted, text is not None)
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[int | str]) -> dict[str, Any]:
-    """OpenRLHF's custom reward function: one float a query.
+    """OpenRLHF's custom reward function.
 
     Args:
-        queries: prompt and response as one text.
+        queries: prompt and response as one text, one a sample.
+        prompts: the prompts alone; what is left of a query without its prompt is the response.
+        labels: the integers.
+
+    Returns:
+        rewards and scores, one float a sample, and extra_logs with the same keys for every sample.
 
     Raises:
-        ValueError: a query does not start with its prompt (the instruction's own box could be taken for the answer), or a
-            label is not an integer.
+        ValueError: a query does not start with its prompt (the box in the prompt's instruction could be taken for
+            an answer), a label is not an integer, or the lists differ in length.
     """
     grades = []
     for query, prompt, label in zip(queries, prompts, labels, strict=True):
         if not query.startswith(prompt):
-            raise ValueError(f"a query does not start with its prompt: {query[:80]!r}")
+            raise ValueError(f"a query does not start with its prompt: {query[:80]!r} against {prompt[:80]!r}")
         grades.append(grade(query[len(prompt) :], label))
     rewards = [1.0 if g.correct else 0.0 for g in grades]
     logs = {
@@ -214,49 +397,71 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[int | str])
     return {"rewards": rewards, "scores": list(rewards), "extra_logs": logs}
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Lines of a JSONL file with their numbers.
+def read_rows(path: Path, counts: Counter) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSONL file with their line numbers. A last line without its line break that is no JSON was torn
+    by a crash: it is counted and passed over. Blank lines are no rows.
 
     Raises:
-        ValueError: naming file and line of a row that is no object with `response` and `label`.
+        ValueError: naming file and line of anything else that is no object with `response` and `label`.
     """
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict) or "response" not in row or "label" not in row:
-                raise ValueError(f"{path}, line {number}: needs the fields response and label")
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    counts["torn last line"] += 1
+                    return
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict) or not isinstance(row.get("response"), str) or "label" not in row:
+                raise ValueError(f"{path}, line {number}: needs the fields response (a string) and label")
             yield number, row
 
 
-def grade_file(path: Path) -> tuple[Counter, list[str]]:
-    """Grade every row of a file.
+def stored_grade(row: dict[str, Any]) -> bool | None:
+    """The grade that a row carries: `correct` (true or false), else `reward` (1 or 0), else None.
 
-    A stored grade is looked for in `correct` (true or false), else in `reward` (above 0 is right).
+    Raises:
+        ValueError: the field holds anything else, so that right and wrong cannot be told.
+    """
+    for field in ("correct", "reward"):
+        value = row.get(field)
+        if value is not None:
+            if value not in (0, 1):
+                raise ValueError(f"{field} is {value!a:.100}, which is neither right (1, true) nor wrong (0, false)")
+            return bool(value)
+    return None
+
+
+def grade_file(path: Path) -> tuple[Counter, list[str]]:
+    """Grade every row of a JSONL file.
 
     Returns:
         Counts, and one line for every row whose grade is not the stored one.
+
+    Raises:
+        ValueError: naming file and line of a row that cannot be graded.
     """
     counts: Counter = Counter()
     flips = []
-    for number, row in read_rows(path):
+    for number, row in read_rows(path, counts):
         try:
-            result = grade(row["response"], row["label"])
-        except (ValueError, TypeError, AttributeError) as error:
+            result, stored = grade(row["response"], row["label"]), stored_grade(row)
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         counts["rows"] += 1
         counts["right"] += result.correct
+        counts["no final message"] += not result.final_channel
         counts["no answer"] += result.answer is None
         counts["not a number"] += result.answer is not None and result.value is None
-        stored = row.get("correct", row["reward"] > 0 if "reward" in row else None)
-        if stored is not None:
-            counts["stored grades"] += 1
-            if bool(stored) != result.correct:
-                counts["flips"] += 1
-                now = "right" if result.correct else "wrong"
-                flips.append(f"line {number}: now {now}, answer {result.answer!r}, label {row['label']!r}")
+        counts["stored grades"] += stored is not None
+        if stored is not None and stored != result.correct:
+            now = "wrong, now right" if result.correct else "right, now wrong"
+            counts[f"stored {now}"] += 1
+            answer = None if result.answer is None else result.answer[:100]
+            flips.append(f"line {number}: stored {now}: answer {answer!a}, label {row['label']!a}")
     return counts, flips
 
 
@@ -264,15 +469,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     again = commands.add_parser("grade", help="grade the responses of a JSONL file; show flips against stored grades")
-    again.add_argument("file", type=Path, help="rows with response and label, optionally correct or reward")
+    again.add_argument("file", type=Path, help="rows with response and label, and correct or reward if graded before")
     args = parser.parse_args()
     try:
         counts, flips = grade_file(args.file)
     except (OSError, ValueError) as error:
         sys.exit(f"reward_func_em: {error}")
-    for name in ("rows", "right", "no answer", "not a number", "stored grades", "flips"):
-        print(f"{name:14s} {counts[name]:8d}")
-    print("\n".join(flips), end="\n" if flips else "")
+    names = ("rows", "right", "no final message", "no answer", "not a number", "torn last line", "stored grades")
+    for name in (*names, "stored wrong, now right", "stored right, now wrong"):
+        print(f"{name:24s} {counts[name]:8d}")
+    for flip in flips:
+        print(flip)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the CPU environment if needed and runs everything: style, fast tests, tests that start vLLM engines, whole
-# runs (tests/conftest.py puts them in that order).
+# runs (conftest.py puts them in that order).
 #
 #   bash run_tests.sh                 # all of it; what CI runs
 #   bash run_tests.sh --fast          # no engines, no runs
