@@ -36,6 +36,6 @@ exec bash train_grpo_20b.sh \
   --lora_rank 16 --lora_alpha 32 --actor_learning_rate 1e-3 --lr_scheduler constant_with_warmup \
   --no_offload --no_gradient_checkpointing --param_dtype fp32 \
   --enforce_eager --vllm_max_num_seqs 128 --vllm_max_num_batched_tokens 8192 \
-  --parity_max_abs_diff 0.05 --parity_max_kl 0.01 \
+  --parity_max_abs_diff 0.05 --parity_max_kl 0.01 --parity_max_prompt_abs_diff 0.1 \
   --eval_steps -1 --save_steps -1 \
   "$@"

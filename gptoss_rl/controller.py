@@ -16,7 +16,7 @@ from gptoss_rl.rollouts import (
     rollout_statistics,
     sample_record,
 )
-from gptoss_rl.run_files import JsonLines, drop_after_step
+from gptoss_rl.run_files import JsonLines, drop_after_step, write_json_atomically
 
 SAMPLES_PER_STEP = 8  # one line each in samples.jsonl
 
@@ -45,7 +45,7 @@ class RunController:
             self.files = {name: JsonLines(file.path) for name, file in self.files.items()}
         trainer.broadcast_to_vllm()
         if self.args.canary_prompts > 0:
-            run_canary(trainer, self.args)
+            write_json_atomically(self.folder / "canary.json", {"step": global_step, **run_canary(trainer, self.args)})
         self.clock = time.perf_counter()
         self.pending = {}
 

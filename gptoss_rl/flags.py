@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mean |logprob difference| of trainer and sampler (nats) above which the run stops; 0 is off")  # fmt: skip
     gates.add_argument("--parity_max_kl", type=float, default=0.05,
         help="KL(sampler || trainer), k3 estimate (nats a token), above which the run stops; 0 is off")  # fmt: skip
+    gates.add_argument("--parity_max_prompt_abs_diff", type=float, default=0.5,
+        help="the same mean before step 1 on prompt tokens, where less is certain; 0 is off")  # fmt: skip
     gates.add_argument("--canary_prompts", type=int, default=4, help="prompts of the canary before step 1; 0 is off")
 
 

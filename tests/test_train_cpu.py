@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from gptoss_rl.metrics import METRICS
 from gptoss_rl.run_files import read_json_lines
@@ -115,6 +118,10 @@ def test_tiny_run_goes_end_to_end(eval_file: Path, tmp_path: Path) -> None:
     size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
     assert size < 20 * sum(t.numel() * 4 for t in adapter.values()), "the checkpoint holds frozen weights"
 
+    canary = json.loads((run_dir / "canary.json").read_text())
+    assert canary["correlation"] > 0.9
+    assert canary["prompt_abs_diff_mean"] < 0.1
+
     again = run(run_dir, eval_file, steps)
     assert again.returncode != 0
     assert "already holds a run" in again.output
@@ -167,6 +174,19 @@ def test_a_run_resumes_where_it_stopped(eval_file: Path, tmp_path: Path) -> None
     assert len(saved) == syncs[resumed]["modules"] * 2
     prompts = [s["id"] for s in lines(run_dir, "samples")]
     assert len(set(prompts)) == len(prompts) // 2, "a prompt was drawn twice, or one was left out"
+
+
+def test_a_trainer_without_sinks_is_stopped_before_step_one(tiny: Path, eval_file: Path, tmp_path: Path) -> None:
+    # What an attention kernel without sinks computes: a sink of -10,000 takes no attention.
+    blind = shutil.copytree(tiny, tmp_path / "blind")
+    weights = load_file(blind / "model.safetensors")
+    changed = {name: torch.full_like(t, -1e4) if name.endswith("sinks") else t for name, t in weights.items()}
+    assert changed.keys() == weights.keys() and any(name.endswith("sinks") for name in weights)
+    save_file(changed, blind / "model.safetensors", metadata={"format": "pt"})
+    done = run(tmp_path / "run", eval_file, 2, "--pretrain", str(blind))
+    assert done.returncode != 0
+    assert re.search(r"\[gate parity\] before step 1: .* on prompt tokens, .*without sinks", done.output), done.output[-6000:]
+    assert lines(tmp_path / "run", "metrics") == []
 
 
 def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(eval_file: Path, tmp_path: Path) -> None:
