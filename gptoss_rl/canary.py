@@ -146,7 +146,7 @@ def perturb_until_visible(
     raise GateError(
         "canary",
         f"perturbing LoRA B with noise of up to {std / 2:g} moved the trainer's own logprobs by only "
-        f"{shift[response].abs().mean():.4f} nats, wanted {WANTED_SHIFT}: the adapter is not part of the trainer's forward pass",
+        f"{shift[response].abs().mean():.4f} nats, wanted {WANTED_SHIFT}: the adapter is not in the forward pass",
     )
 
 

@@ -181,7 +181,7 @@ def test_a_trainer_without_sinks_is_stopped_before_step_one(tiny: Path, eval_fil
     blind = shutil.copytree(tiny, tmp_path / "blind")
     weights = load_file(blind / "model.safetensors")
     changed = {name: torch.full_like(t, -1e4) if name.endswith("sinks") else t for name, t in weights.items()}
-    assert changed.keys() == weights.keys() and any(name.endswith("sinks") for name in weights)
+    assert sum(name.endswith("sinks") for name in weights) > 0
     save_file(changed, blind / "model.safetensors", metadata={"format": "pt"})
     done = run(tmp_path / "run", eval_file, 2, "--pretrain", str(blind))
     assert done.returncode != 0
