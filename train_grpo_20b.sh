@@ -45,8 +45,9 @@ batch=(
 )
 algorithm=(
   --advantage_estimator dr_grpo               # reward minus group mean, no division by the standard deviation
+  --loss_normalizer constant                  # sum over tokens / (train_batch_size x generate_max_len), the paper's
   --eps_clip 0.2
-  --init_kl_coef 0                            # above 0 a second 20B model would be started
+  --init_kl_coef 0                            # above 0: KL to the base, the policy without its adapter; one more pass
   --actor_learning_rate 5e-7 --lr_scheduler cosine_with_min_lr --lr_warmup_ratio 0.03    # decays to 5e-8
   --max_norm 1.0
   --temperature 1.0 --top_p 1.0               # the trainer cannot reproduce truncated probabilities

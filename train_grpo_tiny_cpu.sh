@@ -33,6 +33,7 @@ exec bash train_grpo_20b.sh \
   --actor_num_gpus_per_node 1 --vllm_num_engines 1 --vllm_tensor_parallel_size 1 --num_devices 2 \
   --rollout_batch_size 8 --n_samples_per_prompt 8 --train_batch_size 64 --max_samples 320 \
   --micro_train_batch_size 32 --micro_rollout_batch_size 32 \
+  --zero_variance skip \
   --lora_rank 16 --lora_alpha 32 --actor_learning_rate 1e-3 --lr_scheduler constant_with_warmup \
   --no_offload --no_gradient_checkpointing --param_dtype fp32 \
   --enforce_eager --vllm_max_num_seqs 128 --vllm_max_num_batched_tokens 8192 \

@@ -9,6 +9,8 @@ import torch
 
 from gptoss_rl.canary import run_canary
 from gptoss_rl.metrics import check_registered, rename_upstream
+from gptoss_rl.mismatch import MismatchGuard
+from gptoss_rl.planned_step import train_planned
 from gptoss_rl.rollouts import (
     check_parity,
     check_policy_version,
@@ -33,6 +35,8 @@ class RunController:
         self.pending: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
         self.last_evaluated: int | None = None
+        self.guard = MismatchGuard(args.max_mismatch_kl, args.mismatch_patience)
+        self.must_stop, self.last_kl = False, 0.0
         self.clock = time.perf_counter()
 
     def start(self, trainer: Any, global_step: int) -> None:
@@ -79,6 +83,16 @@ class RunController:
         self.pending |= statistics
         self.lap("experience")
 
+    def train_planned(self, trainer: Any, samples: list[Any]) -> dict[str, Any]:
+        """One global step under the constant normaliser: train, sync; returns its figures."""
+        status = train_planned(trainer, samples, self.step)
+        self.lap("train")
+        # The actors' part before their first backward.
+        self.pending["time/train"] -= status["time/experience"]
+        trainer.broadcast_to_vllm()
+        self.lap("sync")
+        return {**status, "generated_samples": [self.samples[0]["response"], self.samples[0]["reward"]]}
+
     def finish_step(self, global_step: int, status: dict[str, Any]) -> dict[str, float]:
         """Write the step's line and samples; returns the metrics under their registered names."""
         metrics = {**rename_upstream(status), **self.pending}
@@ -87,11 +101,18 @@ class RunController:
         for phase in ("checkpoint", "evaluate"):
             metrics.setdefault(f"time/{phase}", 0.0)
         check_registered(metrics)
+        self.must_stop = self.guard.must_stop(metrics["parity/kl"])
+        self.last_kl = metrics["parity/kl"]
         self.files["metrics"].write({"step": global_step, "time": time.time(), **metrics})
         for record in self.samples:
             self.files["samples"].write(record)
         self.pending = {}
         return metrics
+
+    def stop_if_drifted(self, global_step: int) -> None:
+        """Raises GateError when the sampler has drifted away from the trainer; called after the checkpoint."""
+        if self.must_stop:
+            raise self.guard.error(global_step, self.last_kl)
 
     @torch.no_grad()
     def evaluate(self, trainer: Any, global_step: int, **generate_kwargs: Any) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gptoss_rl.prompts import DEFAULT_REASONING_EFFORT, REASONING_EFFORTS
 
+REFILL_FACTOR = 4  # prompts a step that refill may draw, in rollout batches
 ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
 
 
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trainer.add_argument("--num_devices", type=int, default=None,
         help="logical devices to give a Ray that this run starts itself; default: what Ray finds (CPU machines need it)",
     )  # fmt: skip
+
+    _add_loss_arguments(parser.add_argument_group("gptoss-rl: loss"))
 
     engine = parser.add_argument_group("gptoss-rl: rollout engine")
     engine.add_argument("--vllm_pretrain", default=None, help="checkpoint the engines serve (MXFP4); default: --pretrain")
@@ -63,11 +66,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="KL(sampler || trainer), k3 estimate (nats a token), above which the run stops; 0 is off")  # fmt: skip
     gates.add_argument("--parity_max_prompt_abs_diff", type=float, default=0.5,
         help="the same mean before step 1 on prompt tokens, where less is certain; 0 is off")  # fmt: skip
+    gates.add_argument("--max_mismatch_kl", type=float, default=0.015,
+        help="KL(sampler || trainer) (nats a token) that may not be exceeded in --mismatch_patience steps on end; 0 is off. "
+             "0.002 and 0.015 are published gates for this model family")  # fmt: skip
+    gates.add_argument("--mismatch_patience", type=int, default=5, help="steps on end; the run stops with a checkpoint")
     gates.add_argument("--canary_prompts", type=int, default=4, help="prompts of the canary before step 1; 0 is off")
 
 
+def _add_loss_arguments(loss: argparse._ArgumentGroup) -> None:
+    loss.add_argument("--loss_normalizer", choices=("constant", "token_mean"), default="constant",
+        help="constant: sum over response tokens / (samples of the optimizer step x --generate_max_len), the paper's; "
+             "token_mean: upstream's mean over a micro-batch, which weighs short responses more")  # fmt: skip
+    loss.add_argument("--zero_variance", choices=("keep", "skip", "refill"), default="keep",
+        help="groups whose rewards are all equal have no gradient. skip: leave out their passes, same gradient; "
+             "refill: draw further prompts in their place (arXiv 2503.14476)")  # fmt: skip
+    loss.add_argument("--refill_max_prompts", type=int, default=None,
+        help="prompts a step that refill may draw in all; default: 4 x --rollout_batch_size")  # fmt: skip
+    loss.add_argument("--micro_batch_order", choices=("length", "random"), default="length",
+        help="how an optimizer step's samples are put together; length needs the least padding")  # fmt: skip
+    loss.add_argument("--logprob_chunk_rows", type=int, default=256,
+        help="rows of logits held at once (256 x 201,088 x 4 bytes = 0.2 GB); 0 is off: all logits at once")  # fmt: skip
+    loss.add_argument("--old_logprobs", choices=("recompute", "rollout"), default="recompute",
+        help="old policy of the ratio. recompute: a pass of the trainer, left out when a rollout batch is one optimizer step; "
+             "rollout: no pass, the sampler's logprobs enter through --is_correction alone")  # fmt: skip
+    loss.add_argument("--is_correction", choices=("none", "tis", "icepop", "seq_mask"), default="none",
+        help="importance weights trainer / sampler. tis: truncated from above; icepop: 0 outside the bounds; seq_mask: tis, "
+             "and 0 for responses whose geometric mean is outside the bounds")  # fmt: skip
+    loss.add_argument("--is_weight_low", type=float, default=None, help="lower bound; default: see gptoss_rl/policy_loss.py")
+    loss.add_argument("--is_weight_high", type=float, default=None, help="upper bound; default: see gptoss_rl/policy_loss.py")
+
+
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the paths that follow from the run directory."""
+    """Fill in what follows from other flags."""
+    args.dynamic_filtering = args.zero_variance == "refill"
+    args.refill_max_prompts = args.refill_max_prompts or REFILL_FACTOR * args.rollout_batch_size
     if args.run_dir is not None:
         args.ckpt_path = args.ckpt_path or str(Path(args.run_dir, "checkpoints"))
         args.save_path = args.save_path or str(Path(args.run_dir, "adapter"))

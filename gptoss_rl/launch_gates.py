@@ -51,6 +51,38 @@ def batch_problems(args: argparse.Namespace) -> list[str]:
     return [message for broken, message in rules if broken]
 
 
+def loss_problems(args: argparse.Namespace) -> list[str]:
+    """Flags of the loss that contradict each other; one sentence each."""
+    constant, whole = args.loss_normalizer == "constant", args.zero_variance == "keep"
+    rules = [
+        (not constant and args.zero_variance == "skip",
+         "--zero_variance skip changes the gradient under --loss_normalizer token_mean, whose mean counts those tokens"),
+        (not constant and args.is_correction != "none",
+         "--is_correction needs --loss_normalizer constant"),
+        (not constant and args.old_logprobs != "recompute",
+         "--old_logprobs rollout needs --loss_normalizer constant"),
+        (not constant and args.init_kl_coef > 0,
+         "--init_kl_coef above 0 needs --loss_normalizer constant, where the base model is the policy without its adapter"),
+        (args.init_kl_coef > 0 and not whole,
+         "--init_kl_coef above 0 needs --zero_variance keep: groups without variance still have a KL gradient"),
+        (bool(args.entropy_loss_coef) and not whole,
+         "--entropy_loss_coef needs --zero_variance keep: groups without variance still have an entropy gradient"),
+        (args.old_logprobs == "rollout" and args.is_correction == "none",
+         "--old_logprobs rollout needs --is_correction tis, icepop or seq_mask: nothing else keeps the ratio in bounds"),
+        (constant and args.enable_vllm_is_correction,
+         "--enable_vllm_is_correction is upstream's; use --is_correction"),
+        (constant and (args.policy_loss_type != "ppo" or args.dual_clip is not None),
+         "--policy_loss_type and --dual_clip do not work with --loss_normalizer constant"),
+        (constant and args.max_epochs != 1, "--max_epochs must be 1 with --loss_normalizer constant"),
+        (constant and args.freezing_actor_steps > 0, "--freezing_actor_steps must be -1 with --loss_normalizer constant"),
+        (args.overlong_buffer_len is not None or args.stop_properly_penalty_coef is not None,
+         "length penalties change the reward, which is exact match here: drop --overlong_buffer_len and "
+         "--stop_properly_penalty_coef"),
+        (args.dynamic_filtering, "--dynamic_filtering has no bound upstream; use --zero_variance refill"),
+    ]  # fmt: skip
+    return [message for broken, message in rules if broken]
+
+
 def flag_problems(args: argparse.Namespace) -> list[str]:
     """Flag combinations that are known to train wrongly or not at all; one sentence each."""
     rules = [
@@ -73,7 +105,6 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         (args.colocate_all_models, "--colocate_all_models is not verified with this sync; give the engines their own devices"),
         (bool(args.enable_ema), "--enable_ema would evaluate one policy and save another"),
         (args.advantage_estimator != "dr_grpo", "--advantage_estimator must be dr_grpo: the recipe of this repository"),
-        (args.init_kl_coef > 0, "--init_kl_coef above 0 starts a second 20B model as reference; pass --init_kl_coef 0"),
         (not args.remote_rm_url, "--remote_rm_url must name the reward file, reward_func_em.py"),
         (args.n_samples_per_prompt < 2, "--n_samples_per_prompt must be at least 2: a group of one has no advantage"),
         (args.temperature <= 0, "--temperature must be above 0: greedy groups have no variance"),
@@ -83,7 +114,7 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         (args.prompt_data is None, "--prompt_data is missing"),
         (args.label_key is None, "--label_key is missing"),
     ]  # fmt: skip
-    return [message for broken, message in rules if broken] + batch_problems(args)
+    return [message for broken, message in rules if broken] + batch_problems(args) + loss_problems(args)
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -1,13 +1,18 @@
 """The policy model inside the trainer: what may be loaded, how it is run, and how it is compared and synced."""
 
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.logprob_head import HeadRequest, output_projection
+
+if TYPE_CHECKING:
+    from gptoss_rl.train_plan import RankPlan
 
 # Rows of logits held in float32 at once: 1,024 x 201,088 x 4 bytes = 0.8 GB.
 LOGIT_ROWS = 1024
@@ -67,11 +72,17 @@ def response_log_probs(
     first = int(action_mask.any(dim=0).to(torch.uint8).argmax())
     # Position t predicts token t + 1, so the logits needed are those of positions first .. S - 2.
     keep = sequences.shape[1] - first
-    output = model(sequences, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=keep)
-    logits = output["logits"][:, :-1]
     mask = action_mask[:, first:].bool()
     labels = sequences[:, first + 1 :][mask]
-    log_probs, entropy = token_log_probs(logits[mask], labels, temperature, entropy_grad)
+    head = output_projection(model)
+    chunked = hasattr(head, "request")
+    if chunked:
+        head.request = HeadRequest(mask, labels, temperature, entropy_grad)
+    output = model(sequences, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=keep)
+    logits = output["logits"]
+    log_probs, entropy = (
+        logits.unbind(-1) if chunked else token_log_probs(logits[:, :-1][mask], labels, temperature, entropy_grad)
+    )
     full = torch.zeros(action_mask.shape, dtype=torch.float32, device=logits.device)
     where = action_mask.bool()
     extras = types.SimpleNamespace(entropy=full.masked_scatter(where, entropy), aux_loss=getattr(output, "aux_loss", None))
@@ -146,6 +157,26 @@ class PolicyActor:
         record = self.sync.sync()
         dist.barrier()
         return record
+
+    def train_plan(self, plan: "RankPlan") -> dict[str, float]:
+        """Train one global step by plan. Collective; figures of the step, equal on every rank."""
+        from gptoss_rl.actor_step import PlannedTraining
+        from gptoss_rl.planned_step import is_on_policy, loss_options
+
+        args, trainer = self.strategy.args, self.trainer
+        training = PlannedTraining(
+            self.actor,
+            lambda: self.strategy.optimizer_step(trainer.actor_optim, self.actor, trainer.actor_scheduler, name="actor"),
+            loss_options(args),
+            get_accelerator().current_device_name(),
+            old_logprobs="current" if is_on_policy(args) and args.old_logprobs == "recompute" else args.old_logprobs,
+            entropy_coef=args.entropy_loss_coef or 0.0,
+            max_abs_diff=args.parity_max_abs_diff,
+            max_kl=args.parity_max_kl,
+        )
+        figures = training.run(plan)
+        get_accelerator().empty_cache()
+        return figures
 
     def perturb_lora(self, std: float, seed: int) -> None:
         """Add seeded Gaussian noise of standard deviation `std` to every LoRA B; undone by `restore_lora`."""

@@ -25,6 +25,11 @@ def check_policy_version(samples: list[Any], expected: int) -> None:
         )
 
 
+def sample_rewards(samples: list[Any]) -> torch.Tensor:
+    """(samples,) rewards of experiences of one sample each."""
+    return torch.cat([s.rewards for s in samples])
+
+
 def rollout_statistics(samples: list[Any], group_size: int) -> dict[str, float]:
     """Reward and length distribution of one step.
 
@@ -32,7 +37,7 @@ def rollout_statistics(samples: list[Any], group_size: int) -> dict[str, float]:
         samples: one Experience a sample (batch of 1), the samples of a prompt next to each other.
         group_size: samples a prompt.
     """
-    rewards_P_G = torch.cat([s.rewards for s in samples]).reshape(-1, group_size)
+    rewards_P_G = sample_rewards(samples).reshape(-1, group_size)
     lengths = torch.tensor([float(s.info["response_length"]) for s in samples])
     right = rewards_P_G.eq(rewards_P_G.max().clamp(min=1.0))
 

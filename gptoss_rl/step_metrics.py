@@ -66,28 +66,36 @@ class StepMetrics:
         Raises:
             GateError: the loss is not finite.
         """
+        self.check_loss(loss)
+        self.add_entropy(entropy, mask)
+        last = mask.shape[1] - 1 - mask.long().flip(1).argmax(dim=1)
+        self.advantages.append(advantages.gather(1, last.unsqueeze(1)).squeeze(1).float().cpu())
+
+    def check_loss(self, loss: torch.Tensor) -> None:
+        """Raises GateError unless the loss is finite; called before its backward."""
         if not torch.isfinite(loss):
             raise GateError(
                 "finite",
                 f"the loss is {loss.item()} before the backward pass; the weights are untouched. Likely causes: a "
                 "NaN or infinite reward or advantage, or an overflowing log-ratio (--log_ratio_clip).",
             )
-        where = mask.bool()
-        self.entropies.append(entropy.detach()[where].float().cpu())
-        last = mask.shape[1] - 1 - mask.long().flip(1).argmax(dim=1)
-        self.advantages.append(advantages.gather(1, last.unsqueeze(1)).squeeze(1).float().cpu())
+
+    def add_entropy(self, entropy: torch.Tensor, mask: torch.Tensor) -> None:
+        """Token entropies, (B, A) nats, of one micro-batch."""
+        self.entropies.append(entropy.detach()[mask.bool()].float().cpu())
 
     def add_gradient_norm(self, norm: float) -> None:
         self.gradient_norms.append(norm)
 
     def reduce(self) -> dict[str, float]:
         """Statistics of the whole step over all ranks, equal on each of them; starts the next step empty."""
+        empty = torch.zeros(0)  # a planned step may have had nothing to learn from
         mine = (
-            torch.cat([r.log_ratios for r in self.ratios]),
+            torch.cat([empty, *(r.log_ratios for r in self.ratios)]),
             sum(r.clipped_low for r in self.ratios),
             sum(r.clipped_high for r in self.ratios),
-            torch.cat(self.entropies),
-            torch.cat(self.advantages),
+            torch.cat([empty, *self.entropies]),
+            torch.cat([empty, *self.advantages]),
         )
         everyone = [mine]
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -99,20 +107,29 @@ class StepMetrics:
         norms = torch.tensor(self.gradient_norms)
         self._clear()
         tokens = max(1, log_ratios.numel())
+        if not log_ratios.numel():
+            log_ratios = entropies = torch.zeros(1)
         return {
+            **(advantage_statistics(advantages) if advantages.numel() else {}),
             "ratio/log_ratio_mean": log_ratios.mean().item(),
             "ratio/log_ratio_max": log_ratios.abs().max().item(),
             "ratio/log_ratio_p99": quantile(log_ratios.abs(), 0.99),
             "ratio/clipped_low": sum(part[1] for part in everyone) / tokens,
             "ratio/clipped_high": sum(part[2] for part in everyone) / tokens,
             "policy/entropy": entropies.mean().item(),
-            "advantage/mean": advantages.mean().item(),
-            "advantage/std": advantages.std(unbiased=False).item(),
-            "advantage/max_abs": advantages.abs().max().item(),
             "optimizer/gradient_norm": norms.mean().item(),
             "optimizer/gradient_norm_max": norms.max().item(),
             "optimizer/steps": float(len(norms)),
         }
+
+
+def advantage_statistics(advantages: torch.Tensor) -> dict[str, float]:
+    """Figures of a (samples,) tensor."""
+    return {
+        "advantage/mean": advantages.mean().item(),
+        "advantage/std": advantages.std(unbiased=False).item(),
+        "advantage/max_abs": advantages.abs().max().item(),
+    }
 
 
 def quantile(values: torch.Tensor, q: float) -> float:

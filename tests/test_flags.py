@@ -13,7 +13,13 @@ from gptoss_rl.launch_gates import flag_problems
 from gptoss_rl.local_engine import engine_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHERS = ["train_grpo_20b.sh", "train_grpo_20b_a29b.sh", "train_grpo_20b_a30.sh", "train_grpo_tiny_cpu.sh"]
+LAUNCHERS = [
+    "train_grpo_20b.sh",
+    "train_grpo_20b_a29b.sh",
+    "train_grpo_20b_a30.sh",
+    "train_grpo_20b_a31.sh",
+    "train_grpo_tiny_cpu.sh",
+]
 
 
 def dry_run(launcher: str, *flags: str) -> list[str]:
@@ -54,6 +60,21 @@ def test_a29b_differs_from_a30_in_its_micro_batch_alone() -> None:
     differing = {key for key in a30 if a30[key] != a29b[key]} - {"run_dir"}
     assert differing == {"micro_train_batch_size"}
     assert a29b["micro_train_batch_size"] == 1
+
+
+def test_a31_differs_from_a30_in_what_its_head_says() -> None:
+    a30, a31 = (vars(parse(dry_run(f"train_grpo_20b_{name}.sh"))) for name in ("a30", "a31"))
+    differing = {key: a31[key] for key in a30 if a30[key] != a31[key] and key != "run_dir"}
+    assert differing == {
+        "actor_learning_rate": 1e-5, "zero_variance": "skip", "is_correction": "tis", "is_weight_high": 2.0,
+    }  # fmt: skip
+    assert (a31["loss_normalizer"], a31["micro_batch_order"], a31["vllm_lora_sync"]) == ("constant", "length", "adapter")
+
+
+def test_refill_means_bounded_dynamic_filtering() -> None:
+    args = resolve(parse(dry_run("train_grpo_20b_a30.sh", "--zero_variance", "refill")))
+    assert (args.dynamic_filtering, args.refill_max_prompts) == (True, 64)
+    assert not resolve(parse(dry_run("train_grpo_20b_a30.sh"))).dynamic_filtering
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

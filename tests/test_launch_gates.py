@@ -41,6 +41,9 @@ def arguments(files: tuple[Path, Path], **changes) -> argparse.Namespace:
 
 def test_good_flags_and_data_pass(files) -> None:
     check_launch(arguments(files))
+    check_launch(arguments(files, loss_normalizer="token_mean", zero_variance="refill"))
+    check_launch(arguments(files, init_kl_coef=0.01))
+    check_launch(arguments(files, old_logprobs="rollout", is_correction="tis", zero_variance="skip"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,19 @@ def test_good_flags_and_data_pass(files) -> None:
         ({"colocate_all_models": True}, "--colocate_all_models"),
         ({"enable_ema": True}, "--enable_ema"),
         ({"advantage_estimator": "group_norm"}, "--advantage_estimator"),
-        ({"init_kl_coef": 0.01}, "--init_kl_coef"),
+        ({"init_kl_coef": 0.01, "loss_normalizer": "token_mean"}, "--init_kl_coef above 0 needs --loss_normalizer constant"),
+        ({"init_kl_coef": 0.01, "zero_variance": "skip"}, "--init_kl_coef above 0 needs --zero_variance keep"),
+        ({"entropy_loss_coef": 0.01, "zero_variance": "skip"}, "--entropy_loss_coef needs --zero_variance keep"),
+        ({"zero_variance": "skip", "loss_normalizer": "token_mean"}, "--zero_variance skip changes the gradient"),
+        ({"is_correction": "tis", "loss_normalizer": "token_mean"}, "--is_correction needs"),
+        ({"old_logprobs": "rollout", "is_correction": "tis", "loss_normalizer": "token_mean"}, "--old_logprobs rollout needs"),
+        ({"old_logprobs": "rollout"}, "--old_logprobs rollout needs --is_correction"),
+        ({"enable_vllm_is_correction": True}, "use --is_correction"),
+        ({"dual_clip": 3.0}, "--dual_clip"),
+        ({"max_epochs": 2}, "--max_epochs"),
+        ({"freezing_actor_steps": 3}, "--freezing_actor_steps"),
+        ({"overlong_buffer_len": 100}, "--overlong_buffer_len"),
+        ({"dynamic_filtering": True}, "--zero_variance refill"),
         ({"remote_rm_url": None}, "--remote_rm_url"),
         ({"n_samples_per_prompt": 1, "train_batch_size": 8}, "--n_samples_per_prompt"),
         ({"train_batch_size": 24}, "not a multiple of --train_batch_size"),

@@ -194,3 +194,26 @@ def test_the_reward_function_gets_prompt_and_decoded_response(tmp_path) -> None:
     assert seen.read_text() == "PROMPT<7><8>"
     assert (result["reward"], result["scores"]) == (0.0, 0.0)
     assert type(result["reward"]) is float
+
+
+@pytest.mark.parametrize(("pool", "bound", "drawn", "groups"), [(100, 6, 6, 4), (5, 50, 5, 4), (100, 50, 7, 4)])
+def test_refill_stops_at_its_bound_and_keeps_the_last_batch(monkeypatch, pool, bound, drawn, groups) -> None:
+    # Prompts 0, 1 and 2 have no variance; the bound, or an empty pool, lets them in after all.
+    from openrlhf.trainer.ppo_utils import experience_maker
+
+    ray = types.SimpleNamespace(wait=lambda refs, **_: (refs[:1], refs[1:]), get=lambda ref: ref)
+    monkeypatch.setattr(experience_maker, "ray", ray)
+    generator = experience_maker.SamplesGenerator.__new__(experience_maker.SamplesGenerator)
+    generator.args = types.SimpleNamespace(refill_max_prompts=bound, dynamic_filtering_reward_range=(0, 1))
+
+    def score(prompt: int, sample: int) -> float:
+        return 0.0 if prompt < 3 else float(sample)
+
+    generator._dispatch_prompts_to_vllm = lambda prompts, labels, **_: [[(p, s) for s in range(2)] for p in prompts]
+    generator._process_response_into_experience = lambda response, **_: types.SimpleNamespace(
+        prompt=response[0], scores=torch.tensor([score(*response)])
+    )
+    prompts = iter([(None, [i], [i]) for i in range(pool)])
+    accepted, consumed, exhausted = generator._generate_vllm(prompts, 4, dynamic_filtering=True)
+    assert (consumed, len(accepted), exhausted) == (drawn, 2 * groups, False)
+    assert [e.prompt for e in accepted[::2]] == [e.prompt for e in accepted[1::2]]

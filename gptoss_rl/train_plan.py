@@ -1,0 +1,155 @@
+"""What each rank computes in one global step: optimizer steps, micro-batches and what may be left out.
+
+Under the constant normaliser a sample with advantage zero contributes exactly nothing, and samples may be put together
+in any way. So samples of groups without variance are dropped, the others are sorted by length, and every rank gets the
+same number of micro-batches of similar length, because ZeRO-3 gathers parameters in step.
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+
+@dataclass
+class MicroBatch:
+    """Right-padded samples of one forward pass; B samples, S tokens."""
+
+    sequences: torch.Tensor  # (B, S)
+    attention_mask: torch.Tensor  # (B, S)
+    action_mask: torch.Tensor  # (B, S - 1), 1 where token t + 1 was sampled
+    rollout_log_probs: torch.Tensor  # (B, S - 1)
+    advantages: torch.Tensor  # (B,)
+    placeholder: bool = False  # nothing to learn: keeps the rank in step with the others
+
+
+@dataclass
+class RankPlan:
+    """One rank's work: optimizer steps of micro-batches. Every rank's plan has the same shape."""
+
+    steps: list[list[MicroBatch]] = field(default_factory=list)
+
+    def micro_batches(self) -> list[MicroBatch]:
+        return [batch for step in self.steps for batch in step]
+
+
+@dataclass(frozen=True)
+class PlanSize:
+    """Tokens of one forward pass over a global step, summed over ranks."""
+
+    real: int
+    padded: int  # padding and placeholders included
+    kept_samples: int
+
+
+def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Reward minus group mean (arXiv 2503.20783), (samples,); exactly 0 in a group whose rewards are all equal."""
+    rewards_P_G = rewards.float().reshape(-1, group_size)
+    advantages = rewards_P_G - rewards_P_G.mean(dim=1, keepdim=True)
+    same = (rewards_P_G == rewards_P_G[:, :1]).all(dim=1, keepdim=True)
+    return advantages.masked_fill(same, 0.0).reshape(-1)
+
+
+def collate(samples: list[Any], advantages: list[float], pad_token_id: int) -> MicroBatch:
+    """Pad samples on the right to the longest.
+
+    Args:
+        samples: OpenRLHF experiences of one sample each, without padding.
+    """
+    longest = max(sample.sequences.shape[1] for sample in samples)
+
+    def padded(rows: list[torch.Tensor], length: int, value: float) -> torch.Tensor:
+        out = rows[0].new_full((len(rows), length), value)
+        for target, row in zip(out, rows, strict=True):
+            target[: row.shape[0]] = row
+        return out
+
+    return MicroBatch(
+        sequences=padded([s.sequences[0] for s in samples], longest, pad_token_id),
+        attention_mask=padded([s.attention_mask[0] for s in samples], longest, 0),
+        action_mask=padded([s.action_mask[0] for s in samples], longest - 1, 0),
+        rollout_log_probs=padded([s.rollout_log_probs[0] for s in samples], longest - 1, 0.0),
+        advantages=torch.tensor(advantages, dtype=torch.float32),
+    )
+
+
+def placeholder_of(sample: Any, pad_token_id: int) -> MicroBatch:
+    """The prompt and the first response token of a sample, with advantage 0: a gradient of exactly zero."""
+    batch = collate([sample], [0.0], pad_token_id)
+    end = int(batch.action_mask[0].nonzero()[0]) + 1
+    return MicroBatch(
+        sequences=batch.sequences[:, : end + 1],
+        attention_mask=batch.attention_mask[:, : end + 1],
+        action_mask=batch.action_mask[:, :end],
+        rollout_log_probs=batch.rollout_log_probs[:, :end],
+        advantages=batch.advantages,
+        placeholder=True,
+    )
+
+
+def deal(items: list[Any], ranks: int, micro_batch_size: int) -> list[list[list[Any]]]:
+    """Cut a sorted list into micro-batches, dealt to ranks; neighbours in the list run at the same time.
+
+    Returns:
+        For every round the items of each rank; sizes differ by one at most, and none exceeds `micro_batch_size`.
+        At least one round, in which ranks may have none.
+    """
+    rounds = max(1, -(-len(items) // (micro_batch_size * ranks)))
+    parts = rounds * ranks
+    bounds = [len(items) * i // parts for i in range(parts + 1)]
+    pieces = [items[start:end] for start, end in pairwise(bounds)]
+    return [pieces[i : i + ranks] for i in range(0, parts, ranks)]
+
+
+def plan_global_step(
+    samples: list[Any],
+    advantages: torch.Tensor,
+    *,
+    train_batch_size: int,
+    micro_batch_size: int,
+    ranks: int,
+    skip_zero_advantage: bool,
+    sort_by_length: bool,
+    pad_token_id: int,
+    seed: int,
+) -> tuple[list[RankPlan], PlanSize]:
+    """Deal the samples of a rollout batch to optimizer steps, micro-batches and ranks.
+
+    Samples are shuffled before they are dealt to optimizer steps. The number of optimizer steps depends on all samples,
+    skipped ones included: one that is left without work is still taken, with a gradient of zero, so that Adam's moments
+    and the learning rate are what they would have been.
+
+    Args:
+        samples: experiences of one sample each, no padding.
+        advantages: (samples,).
+        seed: another one in every global step.
+
+    Raises:
+        ValueError: the samples do not divide into optimizer steps; some would never be trained on.
+    """
+    if len(samples) % train_batch_size:
+        raise ValueError(f"{len(samples)} samples do not divide into optimizer steps of {train_batch_size}")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    plans = [RankPlan() for _ in range(ranks)]
+    real = padded = kept_samples = 0
+    for start in range(0, len(order), train_batch_size):
+        chunk = order[start : start + train_batch_size]
+        kept = [i for i in chunk if advantages[i] != 0] if skip_zero_advantage else chunk
+        kept_samples += len(kept)
+        if sort_by_length:
+            kept = sorted(kept, key=lambda i: (-samples[i].sequences.shape[1], i))
+        shortest = samples[min(chunk, key=lambda i: samples[i].sequences.shape[1])]
+        for plan in plans:
+            plan.steps.append([])
+        for pieces in deal(kept, ranks, micro_batch_size):
+            for plan, piece in zip(plans, pieces, strict=True):
+                batch = (
+                    collate([samples[i] for i in piece], [float(advantages[i]) for i in piece], pad_token_id)
+                    if piece
+                    else placeholder_of(shortest, pad_token_id)
+                )
+                plan.steps[-1].append(batch)
+                padded += batch.sequences.numel()
+                real += 0 if batch.placeholder else int(batch.attention_mask.sum())
+    return plans, PlanSize(real, padded, kept_samples)

@@ -1,0 +1,120 @@
+"""How samples are dealt: nothing lost, nothing twice, ranks in step, little padding."""
+
+import types
+
+import pytest
+import torch
+from planned import make_samples
+
+from gptoss_rl.mismatch import MismatchGuard, MismatchMeter
+from gptoss_rl.train_plan import deal, placeholder_of, plan_global_step
+
+
+def plan(samples, advantages, **changes):
+    options = {
+        "train_batch_size": 16, "micro_batch_size": 2, "ranks": 4, "skip_zero_advantage": True, "sort_by_length": True,
+        "pad_token_id": 0, "seed": 3,
+    }  # fmt: skip
+    return plan_global_step(samples, advantages, **{**options, **changes})
+
+
+def rows(plans) -> list[tuple[int, ...]]:
+    """Tokens of every sample in the plans, placeholders left out."""
+    return sorted(
+        tuple(row[mask.bool()].tolist())
+        for rank in plans
+        for batch in rank.micro_batches()
+        if not batch.placeholder
+        for row, mask in zip(batch.sequences, batch.attention_mask, strict=True)
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("sort_by_length", [True, False])
+def test_every_sample_with_an_advantage_is_trained_once(ranks: int, sort_by_length: bool) -> None:
+    samples = make_samples(64, 1000)
+    advantages = torch.tensor([0.0, 0.5, -0.5, 0.25] * 16)
+    plans, size = plan(samples, advantages, ranks=ranks, sort_by_length=sort_by_length)
+    wanted = sorted(tuple(s.sequences[0].tolist()) for s, a in zip(samples, advantages, strict=True) if a != 0)
+    assert rows(plans) == wanted
+    assert size.kept_samples == 48
+    assert size.real == sum(len(row) for row in wanted)
+    assert len({tuple(len(step) for step in rank.steps) for rank in plans}) == 1, "ranks are out of step"
+    assert all(len(rank.steps) == 4 for rank in plans)
+    assert all(len(b.sequences) <= 2 for rank in plans for b in rank.micro_batches())
+
+
+def test_sorting_saves_padding() -> None:
+    samples, advantages = make_samples(64, 1000), torch.ones(64)
+    padded = {order: plan(samples, advantages, sort_by_length=order)[1].padded for order in (True, False)}
+    assert padded[True] < padded[False]
+
+
+def test_a_rank_without_samples_gets_the_cheapest_work_there_is() -> None:
+    samples = make_samples(16, 1000)
+    advantages = torch.zeros(16)
+    advantages[5] = 1.0
+    plans, _ = plan(samples, advantages)
+    batches = [batch for rank in plans for batch in rank.micro_batches()]
+    assert len(batches) == 4
+    assert sum(not b.placeholder for b in batches) == 1
+    for batch in batches:
+        if batch.placeholder:
+            assert batch.advantages.tolist() == [0.0]
+            assert batch.action_mask.sum() == 1
+            assert batch.sequences.shape[1] == batch.action_mask.shape[1] + 1
+
+
+def test_a_placeholder_is_cut_after_the_first_response_token() -> None:
+    sample = types.SimpleNamespace(
+        sequences=torch.tensor([[5, 6, 7, 8, 9]]),
+        attention_mask=torch.ones(1, 5, dtype=torch.long),
+        action_mask=torch.tensor([[0, 1, 1, 1]]),
+        rollout_log_probs=torch.tensor([[0.0, -1.0, -2.0, -3.0]]),
+    )
+    batch = placeholder_of(sample, 0)
+    assert batch.sequences.tolist() == [[5, 6, 7]]
+    assert batch.action_mask.tolist() == [[0, 1]]
+
+
+def test_the_deal_is_even() -> None:
+    for count in range(40):
+        rounds = deal(list(range(count)), ranks=3, micro_batch_size=4)
+        sizes = [len(piece) for pieces in rounds for piece in pieces]
+        assert sum(sizes) == count
+        assert max(sizes) <= 4
+        assert max(sizes) - min(sizes) <= 1
+        assert len(rounds) == max(1, -(-count // 12))
+
+
+def test_another_step_deals_differently_and_the_same_step_the_same() -> None:
+    samples, advantages = make_samples(64, 1000), torch.ones(64)
+    first, again, other = (plan(samples, advantages, seed=seed)[0][0].steps[0][0].sequences for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_samples_that_would_be_left_over_are_an_error() -> None:
+    with pytest.raises(ValueError, match="60 samples do not divide into optimizer steps of 16"):
+        plan(make_samples(60, 1000), torch.ones(60))
+
+
+def test_the_guard_waits_for_several_steps_on_end() -> None:
+    guard = MismatchGuard(0.01, patience=3)
+    seen = [guard.must_stop(kl) for kl in (0.02, 0.02, 0.005, 0.02, float("nan"), 0.02)]
+    assert seen == [False, False, False, False, False, True]
+    assert "[gate mismatch] step 9: KL(sampler || trainer) = 0.02" in str(guard.error(9, 0.02))
+    off = MismatchGuard(0.0, patience=1)
+    assert not any(off.must_stop(kl) for kl in (5.0, float("nan")))
+
+
+def test_figures_of_the_mismatch_are_those_of_the_weights() -> None:
+    meter = MismatchMeter()
+    meter.add(torch.tensor([1.0, 1.0]).log())
+    meter.add(torch.tensor([3.0, 1.0]).log())
+    meter.add_corrected(truncated=1, masked=0, tokens=4)
+    figures = meter.reduce()
+    assert figures["mismatch/ess"] == pytest.approx(36 / (4 * 12))
+    assert figures["mismatch/weight_max"] == pytest.approx(3.0)
+    assert figures["mismatch/truncated"] == 0.25
+    assert meter.reduce()["mismatch/weight_max"] == 1.0  # starts the next step empty
