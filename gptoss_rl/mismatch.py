@@ -55,7 +55,7 @@ class MismatchMeter:
         differences, truncated, masked, corrected = self._everyone()
         self._clear()
         if not len(differences):
-            differences = torch.zeros(1)
+            differences = torch.zeros(2)
         weights = differences.exp()
         tokens = max(corrected, 1)
         return {

@@ -72,6 +72,10 @@ def test_tiny_run_goes_end_to_end(eval_file: Path, tmp_path: Path) -> None:
     assert {key for m in metrics for key in m} - {"step", "time"} <= set(METRICS)
     assert all((m["optimizer/gradient_norm"] > 0) == (m["advantage/std"] > 0) for m in metrics)
     assert all(m["optimizer/steps"] == 1 for m in metrics)
+    # Exactly on-policy, so there is no old policy to recompute; groups without variance are left out.
+    assert all(m["ratio/log_ratio_max"] == 0 for m in metrics)
+    dead = [m["reward/all_right"] + m["reward/all_wrong"] for m in metrics]
+    assert [m["batch/skipped"] for m in metrics] == pytest.approx(dead)
     assert all(m["parity/abs_diff_mean"] < 0.05 for m in metrics)
     assert all(m["rollout/samples"] == 16 for m in metrics)
 
@@ -128,15 +132,26 @@ def test_tiny_run_goes_end_to_end(eval_file: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_with_two_shards_in_bf16(eval_file: Path, tmp_path: Path) -> None:
-    flags = ["--vllm_tensor_parallel_size", "2", "--num_devices", "3", "--param_dtype", "bf16"]
+    # Also: the sampler's logprobs instead of a recomputing pass, corrected, and refilled groups.
+    flags = ["--vllm_tensor_parallel_size", "2", "--num_devices", "3", "--param_dtype", "bf16", "--train_batch_size", "8"]
+    flags += ["--old_logprobs", "rollout", "--is_correction", "tis", "--zero_variance", "refill", "--max_samples", "64"]
     done = run(tmp_path / "run", eval_file, 2, *flags)
     assert done.returncode == 0, done.output[-6000:]
     assert {(s["engines"], s["workers"]) for s in lines(tmp_path / "run", "sync")} == {(1, 2)}
-    assert [m["step"] for m in lines(tmp_path / "run", "metrics")] == [1, 2]
+    metrics = lines(tmp_path / "run", "metrics")
+    assert [m["step"] for m in metrics] == list(range(1, len(metrics) + 1))
+    assert all(m["optimizer/steps"] == 2 for m in metrics)
+    # 64 prompts, at least 4 and at most 16 of them a step.
+    assert 4 <= len(metrics) <= 16
+    assert all(25 <= m["rollout/kept_groups"] <= 100 for m in metrics)
+    assert any(m["rollout/kept_groups"] < 100 for m in metrics)
+    assert all(0 < m["mismatch/ess"] <= 1 for m in metrics)
 
 
 def test_two_engines_in_merge_mode(eval_file: Path, tmp_path: Path) -> None:
+    # Also: upstream's own loss.
     flags = ["--vllm_num_engines", "2", "--num_devices", "3", "--vllm_lora_sync", "merge"]
+    flags += ["--loss_normalizer", "token_mean", "--zero_variance", "keep"]
     done = run(tmp_path / "run", eval_file, 2, *flags)
     assert done.returncode == 0, done.output[-6000:]
     syncs = lines(tmp_path / "run", "sync")
@@ -148,7 +163,9 @@ def test_two_engines_in_merge_mode(eval_file: Path, tmp_path: Path) -> None:
 
 def test_a_run_resumes_where_it_stopped(eval_file: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    flags = ["--save_steps", "2", "--canary_prompts", "0"]
+    # Also: two optimizer steps a rollout batch, so with a pass for old logprobs, and KL to the base inside the policy.
+    flags = ["--save_steps", "2", "--canary_prompts", "0", "--train_batch_size", "8"]
+    flags += ["--init_kl_coef", "0.01", "--zero_variance", "keep"]
     with subprocess.Popen(
         command(run_dir, eval_file, 6, *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -167,6 +184,9 @@ def test_a_run_resumes_where_it_stopped(eval_file: Path, tmp_path: Path) -> None
     after = lines(run_dir, "metrics")
     assert [m["step"] for m in after] == [1, 2, 3, 4, 5, 6]
     assert after[:latest] == before[:latest]
+    assert all(m["optimizer/steps"] == 2 for m in after)
+    assert after[0]["ratio/log_ratio_max"] > 0  # the second optimizer step starts from another policy
+    assert after[-1]["policy/kl_to_base"] > 0
     syncs = {s["policy_version"]: s for s in lines(run_dir, "sync")}
     # The first sync after resuming brings the saved adapter, under a version that was never used.
     resumed = min(v for v, s in syncs.items() if s["step"] == latest and v > latest + 1)
