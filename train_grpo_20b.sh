@@ -41,6 +41,7 @@ batch=(
   --rollout_batch_size 16 --n_samples_per_prompt 8    # 128 samples a global step
   --train_batch_size 16                               # 8 optimizer steps a global step
   --micro_train_batch_size 1 --micro_rollout_batch_size 2
+  --micro_batch_max_tokens 5120                       # eager attention: 14 GB for 1 x 5,120 tokens, 28 GB for 2 x 5,120
   --num_episodes 1 --max_epochs 1
 )
 algorithm=(

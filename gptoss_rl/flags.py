@@ -84,6 +84,9 @@ def _add_loss_arguments(loss: argparse._ArgumentGroup) -> None:
         help="prompts a step that refill may draw in all; default: 4 x --rollout_batch_size")  # fmt: skip
     loss.add_argument("--micro_batch_order", choices=("length", "random"), default="length",
         help="how an optimizer step's samples are put together; length needs the least padding")  # fmt: skip
+    loss.add_argument("--micro_batch_max_tokens", type=int, default=None,
+        help="tokens of a micro-batch, padding included, above which it gets fewer samples than --micro_train_batch_size: "
+             "eager attention takes memory by samples x tokens^2; default: no limit")  # fmt: skip
     loss.add_argument("--logprob_chunk_rows", type=int, default=256,
         help="rows of logits held at once (256 x 201,088 x 4 bytes = 0.2 GB); 0 is off: all logits at once")  # fmt: skip
     loss.add_argument("--old_logprobs", choices=("recompute", "rollout"), default="recompute",

@@ -78,7 +78,8 @@ def loss_problems(args: argparse.Namespace) -> list[str]:
         (args.overlong_buffer_len is not None or args.stop_properly_penalty_coef is not None,
          "length penalties change the reward, which is exact match here: drop --overlong_buffer_len and "
          "--stop_properly_penalty_coef"),
-        (args.dynamic_filtering and args.zero_variance != "refill", "--dynamic_filtering has no bound upstream; use --zero_variance refill"),
+        (args.dynamic_filtering and args.zero_variance != "refill",
+         "--dynamic_filtering has no bound upstream; use --zero_variance refill"),
     ]  # fmt: skip
     return [message for broken, message in rules if broken]
 

@@ -51,6 +51,7 @@ def train_planned(trainer: Any, samples: list[Any], step: int) -> dict[str, floa
         advantages,
         train_batch_size=args.train_batch_size,
         micro_batch_size=args.micro_train_batch_size,
+        max_tokens=args.micro_batch_max_tokens,
         ranks=len(actors),
         skip_zero_advantage=args.zero_variance != "keep",
         sort_by_length=args.micro_batch_order == "length",

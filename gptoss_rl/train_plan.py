@@ -6,7 +6,7 @@ same number of micro-batches of similar length, because ZeRO-3 gathers parameter
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -88,18 +88,26 @@ def placeholder_of(sample: Any, pad_token_id: int) -> MicroBatch:
     )
 
 
-def deal(items: list[Any], ranks: int, micro_batch_size: int) -> list[list[list[Any]]]:
-    """Cut a sorted list into micro-batches, dealt to ranks; neighbours in the list run at the same time.
+def deal(lengths: list[int], ranks: int, micro_batch_size: int, max_tokens: int | None) -> list[list[range]]:
+    """Cut a list of samples into micro-batches, dealt to ranks; neighbours in the list run at the same time.
+
+    Args:
+        lengths: tokens of each sample; in descending order the least padding is left.
+        max_tokens: of a micro-batch, padding included; a single sample may exceed it. None: no limit.
 
     Returns:
-        For every round the items of each rank; sizes differ by one at most, and none exceeds `micro_batch_size`.
-        At least one round, in which ranks may have none.
+        For every round the positions that each rank gets. In a round sizes differ by one at most. At least one round, in
+        which ranks may have none.
     """
-    rounds = max(1, -(-len(items) // (micro_batch_size * ranks)))
-    parts = rounds * ranks
-    bounds = [len(items) * i // parts for i in range(parts + 1)]
-    pieces = [items[start:end] for start, end in pairwise(bounds)]
-    return [pieces[i : i + ranks] for i in range(0, parts, ranks)]
+    rounds, start = [], 0
+    longest_from = list(accumulate(reversed(lengths), max))[::-1]
+    while start < len(lengths) or not rounds:
+        fitting = max_tokens // longest_from[start] if max_tokens and lengths else micro_batch_size
+        size = min(max(1, min(micro_batch_size, fitting)) * ranks, len(lengths) - start)
+        bounds = [start + size * rank // ranks for rank in range(ranks + 1)]
+        rounds.append([range(low, high) for low, high in pairwise(bounds)])
+        start += size
+    return rounds
 
 
 def plan_global_step(
@@ -108,6 +116,7 @@ def plan_global_step(
     *,
     train_batch_size: int,
     micro_batch_size: int,
+    max_tokens: int | None,
     ranks: int,
     skip_zero_advantage: bool,
     sort_by_length: bool,
@@ -123,6 +132,7 @@ def plan_global_step(
     Args:
         samples: experiences of one sample each, no padding.
         advantages: (samples,).
+        max_tokens: of a micro-batch, padding included; see `deal`.
         seed: another one in every global step.
 
     Raises:
@@ -142,8 +152,9 @@ def plan_global_step(
         shortest = samples[min(chunk, key=lambda i: samples[i].sequences.shape[1])]
         for plan in plans:
             plan.steps.append([])
-        for pieces in deal(kept, ranks, micro_batch_size):
-            for plan, piece in zip(plans, pieces, strict=True):
+        for pieces in deal([samples[i].sequences.shape[1] for i in kept], ranks, micro_batch_size, max_tokens):
+            for plan, positions in zip(plans, pieces, strict=True):
+                piece = [kept[position] for position in positions]
                 batch = (
                     collate([samples[i] for i in piece], [float(advantages[i]) for i in piece], pad_token_id)
                     if piece

@@ -77,7 +77,7 @@ def make_samples(count: int, vocabulary: int, seed: int = 0) -> list[Any]:
 
 def make_plans(samples: list[Any], advantages: torch.Tensor, **changes: Any) -> list[RankPlan]:
     options = {
-        "train_batch_size": len(samples), "micro_batch_size": 4, "ranks": 1, "skip_zero_advantage": True,
+        "train_batch_size": len(samples), "micro_batch_size": 4, "max_tokens": None, "ranks": 1, "skip_zero_advantage": True,
         "sort_by_length": True, "pad_token_id": 0, "seed": 1,
     }  # fmt: skip
     return plan_global_step(samples, advantages, **{**options, **changes})[0]

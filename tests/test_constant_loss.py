@@ -49,6 +49,7 @@ def wanted(policy, samples) -> dict[str, torch.Tensor]:
 def planned_gradients(policy, samples, *, old_logprobs="current", advantages=ADVANTAGES, loss=None, **plan):
     policy.zero_grad()
     (rank_plan,) = make_plans(samples, advantages, **plan)
+    assert len(rank_plan.steps) == 1
     figures = training(policy, len(samples), old_logprobs=old_logprobs, **(loss or {})).run(rank_plan)
     return gradients(policy), figures
 
@@ -61,6 +62,11 @@ def test_every_way_to_deal_the_samples_gives_the_papers_gradient(
 ) -> None:
     plan = {"micro_batch_size": micro_batch_size, "sort_by_length": sort_by_length, "skip_zero_advantage": skip}
     got, _ = planned_gradients(policy, samples, **plan)
+    assert relative_error(got, wanted) < TOLERANCE
+
+
+def test_so_does_a_limit_on_tokens(policy, samples, wanted) -> None:
+    got, _ = planned_gradients(policy, samples, micro_batch_size=8, max_tokens=40)
     assert relative_error(got, wanted) < TOLERANCE
 
 

@@ -12,7 +12,8 @@ from gptoss_rl.train_plan import deal, placeholder_of, plan_global_step
 
 def plan(samples, advantages, **changes):
     options = {
-        "train_batch_size": 16, "micro_batch_size": 2, "ranks": 4, "skip_zero_advantage": True, "sort_by_length": True,
+        "train_batch_size": 16, "micro_batch_size": 2, "max_tokens": None, "ranks": 4, "skip_zero_advantage": True,
+        "sort_by_length": True,
         "pad_token_id": 0, "seed": 3,
     }  # fmt: skip
     return plan_global_step(samples, advantages, **{**options, **changes})
@@ -79,12 +80,33 @@ def test_a_placeholder_is_cut_after_the_first_response_token() -> None:
 
 def test_the_deal_is_even() -> None:
     for count in range(40):
-        rounds = deal(list(range(count)), ranks=3, micro_batch_size=4)
-        sizes = [len(piece) for pieces in rounds for piece in pieces]
-        assert sum(sizes) == count
-        assert max(sizes) <= 4
-        assert max(sizes) - min(sizes) <= 1
+        rounds = deal([7] * count, ranks=3, micro_batch_size=4, max_tokens=None)
+        assert [i for pieces in rounds for piece in pieces for i in piece] == list(range(count))
         assert len(rounds) == max(1, -(-count // 12))
+        for pieces in rounds:
+            sizes = [len(piece) for piece in pieces]
+            assert max(sizes) <= 4
+            assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("descending", [True, False])
+def test_long_samples_share_a_micro_batch_with_fewer(descending: bool) -> None:
+    lengths = [90, 60, 50, 50, 30, 30, 20, 20, 10, 10, 10, 10]
+    if not descending:
+        lengths = lengths[::-1]
+    rounds = deal(lengths, ranks=2, micro_batch_size=4, max_tokens=100)
+    pieces = [piece for pair in rounds for piece in pair]
+    assert [i for piece in pieces for i in piece] == list(range(12))
+    for piece in pieces:
+        assert len(piece) == 1 or len(piece) * max(lengths[i] for i in piece) <= 100
+    if descending:
+        # 90 | 60, then 50 50 | 30 30, then 20 20 10 | 10 10 10 : five 20s would fit, four are allowed.
+        assert [len(piece) for piece in pieces] == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_sample_above_the_limit_is_alone_and_not_lost() -> None:
+    rounds = deal([500, 400, 3], ranks=1, micro_batch_size=4, max_tokens=100)
+    assert [[len(piece) for piece in pieces] for pieces in rounds] == [[1], [1], [1]]
 
 
 def test_another_step_deals_differently_and_the_same_step_the_same() -> None:
