@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gptoss_rl.data.contamination import Problem, find_matches
 from gptoss_rl.errors import GateError
 from gptoss_rl.flags import resolve
 from gptoss_rl.prompts import problem_id, render_prompt
@@ -180,11 +181,25 @@ def check_labels(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def check_disjoint(train: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> None:
-    """Raises GateError when a training problem is in the evaluation set."""
+    """Raises GateError when a training problem is in the evaluation set: exactly, in part or nearly."""
     held_out = {problem_id(row["problem"]) for row in evaluation}
     shared = [row for row in train if problem_id(row["problem"]) in held_out]
     if shared:
         raise GateError("labels", f"training problems are in the evaluation set. {_offenders('--prompt_data', shared)}")
+    matches = find_matches(_problems(train, "--prompt_data"), _problems(evaluation, "--eval_dataset"))
+    if matches:
+        shown = "; ".join(
+            f"{m.pool_text[:60]!r} and {m.other_text[:60]!r} ({m.kind}, {m.similarity:.2f})" for m in matches[:SHOWN]
+        )
+        raise GateError(
+            "labels",
+            f"{len(matches)} training problems stand in the evaluation set in another form: {shown}. Make the pool with "
+            "filter_numinamath.py --exclude EVALUATION_SET.",
+        )
+
+
+def _problems(rows: list[dict[str, Any]], name: str) -> list[Problem]:
+    return [Problem(problem_id(row["problem"]), row["problem"], name) for row in rows]
 
 
 def check_length(args: argparse.Namespace, num_prompts: int) -> None:

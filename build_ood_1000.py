@@ -1,0 +1,225 @@
+"""Evaluation sets from public competition problems: out of the pool's distribution, apart from it, the same bytes every time.
+
+Writes, under --output_dir:
+
+    math45_train.jsonl, math45_eval.jsonl    MATH levels 4 and 5 with a boxed answer: 5,224 and 1,306
+    probe_set_1000_ood.jsonl                 integer answers: competitions, and math45_eval
+    probe_set_200_ood.jsonl                  202 more of the same, for evaluations during training
+    probe_set_200.jsonl                      200 of the pool (in distribution), not of its active subset
+    aime_eval.jsonl                          18 problems of AIME 2024
+    apex_shortlist.jsonl                     MathArena's Apex shortlist, when it is there
+
+Every input is a local file; one that is missing is named with the command that gets it, and the sets that do not need it
+are still made. Nothing is drawn at random: problems are ordered by a hash of seed and text.
+
+First without a pool, then the pool with these sets excluded, then again for the in-distribution set and as a check:
+
+    python build_ood_1000.py --sources data/sources
+    python filter_numinamath.py --input data/sources/numinamath15.parquet --exclude data/math45_eval.jsonl data/probe_*ood.jsonl
+    python build_ood_1000.py --sources data/sources --pool data/sft_rl_pool.jsonl --active data/sft_rl_pool_3200.jsonl
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptoss_rl.data.contamination import Match, Problem, find_matches, match_rows, match_table
+from gptoss_rl.data.files import DataError, prompt_row, read_lines, selection_key, sha256, write_all
+from gptoss_rl.data.normalise import normalise
+from reward_func_em import last_box, parse_integer
+
+SEED = 42
+MATH45_EVAL, OOD, OOD_SMALL, ID_SIZE, AIME_SIZE = 1_306, 1_000, 202, 200, 18
+# name -> (file names that are tried, command that gets it)
+HUB = "hf download {} --repo-type dataset --local-dir data/sources"
+SOURCES = {
+    "math_train": (("math_train.jsonl.gz", "math_train.jsonl"), HUB.format("EleutherAI/hendrycks_math")),
+    "math_test": (("math_test.jsonl.gz", "math_test.jsonl"), HUB.format("EleutherAI/hendrycks_math")),
+    "aime24": (("aime24.jsonl",), HUB.format("math-ai/aime24")),
+    "aime25": (("aime25.jsonl",), HUB.format("math-ai/aime25")),
+    "amc23": (("amc23.jsonl",), HUB.format("math-ai/amc23")),
+    "olympiadbench": (("olympiadbench.jsonl",), HUB.format("Hothan/OlympiadBench")),
+    "apex": (("apex_shortlist.jsonl",), HUB.format("MathArena/apex-shortlist")),
+}
+SINGLE_TEXT = {"modality": "Text-only", "language": "English", "is_multiple_answer": False}  # OlympiadBench's fields
+COMPETITIONS = ("aime25", "amc23", "olympiadbench")
+
+
+@dataclass
+class Inputs:
+    """Rows of every source that is there, and what to say about the others."""
+
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.rows for name in names)
+
+
+def load(folder: Path) -> Inputs:
+    inputs = Inputs()
+    for name, (candidates, command) in SOURCES.items():
+        found = next((folder / c for c in candidates if (folder / c).is_file()), None)
+        if found is None:
+            inputs.missing.append(f"{folder / candidates[-1]} is missing (as JSON lines); get it with: {command}")
+        else:
+            inputs.rows[name], inputs.files[name] = read_lines(found), found
+    return inputs
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """Raises DataError when the row has no problem."""
+    for key in ("problem", "question", "input"):
+        if isinstance(row.get(key), str) and row[key].strip():
+            return row[key]
+    raise DataError(f"a row has no problem, question or input: {str(row)[:120]}")
+
+
+def answer_of(row: dict[str, Any]) -> str | None:
+    """The answer as text: the field, one of a list of one, or the last box of the solution."""
+    answer = next((row[key] for key in ("answer", "final_answer", "expected_answer") if row.get(key) is not None), None)
+    if isinstance(answer, list):
+        answer = answer[0] if len(answer) == 1 else None
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    if answer is None and isinstance(row.get("solution"), str):
+        answer = last_box(row["solution"])
+    return None if answer is None or not str(answer).strip() else str(answer).strip()
+
+
+def integer_rows(rows: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Prompt rows of the problems whose answer is one integer; of OlympiadBench only text-only English open questions."""
+    made = []
+    for row in rows:
+        if any(row.get(key, wanted) != wanted for key, wanted in SINGLE_TEXT.items()):
+            continue
+        answer = answer_of(row)
+        label = parse_integer(answer) if answer else None
+        if label is not None:
+            made.append(prompt_row(text_of(row), str(label), source))
+    if not made:
+        raise DataError(f"{source}: none of {len(rows)} rows has an integer answer; its fields are {', '.join(rows[0])}")
+    return made
+
+
+def unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of rows that are equal after normalisation."""
+    return list({normalise(row["input"]): row for row in reversed(rows)}.values())[::-1]
+
+
+def ordered(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: selection_key(seed, normalise(row["input"])))
+
+
+def math45(inputs: Inputs, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """MATH levels 4 and 5 with a boxed answer, as (train, evaluation), and the problems that stand there twice.
+
+    A problem that stands in both of MATH's own splits stays together, on the training side or on the other.
+    """
+    rows = []
+    for split in ("math_train", "math_test"):
+        for number, row in enumerate(inputs.rows[split]):
+            answer = answer_of(row)
+            if row.get("level") in ("Level 4", "Level 5") and answer:
+                label = parse_integer(answer)
+                made = prompt_row(text_of(row), str(label) if label is not None else answer, f"{split}/{row['level'][-1]}",
+                                  integer=label is not None, original=row.get("unique_id", f"{split}/{number}"))  # fmt: skip
+                rows.append(made)
+    rows = ordered(rows, seed)
+    texts = [normalise(row["input"]) for row in rows]
+    same = [i for i in range(1, len(rows)) if texts[i] == texts[i - 1]]
+    twice = [f"{rows[i - 1]['original']} and {rows[i]['original']}" for i in same]
+    cut = min(MATH45_EVAL, len(rows) // 5)
+    while 0 < cut < len(rows) and texts[cut - 1] == texts[cut]:
+        cut += 1
+    return rows[cut:], rows[:cut], twice
+
+
+def out_of_pool(rows: list[dict[str, Any]], pool: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Match]]:
+    """Rows that stand in the pool in no form, and the matches of the others."""
+    matches = find_matches((Problem(r["id"], r["input"], r["source"]) for r in rows),
+                           (Problem(r["id"], r["input"], "pool") for r in pool))  # fmt: skip
+    matched = {match.pool_id for match in matches}
+    return [row for row in rows if row["id"] not in matched], matches
+
+
+def build(args: argparse.Namespace, inputs: Inputs) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], list[Match]]:
+    """File name -> rows, counts for the manifest, and what was left out because the pool has it."""
+    sets: dict[str, list[dict[str, Any]]] = {}
+    counts: dict[str, Any] = {}
+    matches: list[Match] = []
+    pool = read_lines(args.pool) if args.pool else []
+    if inputs.has("math_train", "math_test"):
+        sets["math45_train.jsonl"], sets["math45_eval.jsonl"], counts["math45_twice"] = math45(inputs, args.seed)
+    if "math45_eval.jsonl" in sets and inputs.has(*COMPETITIONS):
+        candidates = [row for name in COMPETITIONS for row in integer_rows(inputs.rows[name], name)]
+        candidates += [prompt_row(r["input"], r["label"], r["source"]) for r in sets["math45_eval.jsonl"] if r["integer"]]
+        candidates, matches = out_of_pool(unique(candidates), pool)
+        drawn = ordered(candidates, args.seed)
+        counts["ood_candidates"] = len(candidates)
+        if len(drawn) < OOD + OOD_SMALL:
+            raise DataError(f"{len(drawn)} problems for the OOD sets, {OOD + OOD_SMALL} are needed; are the sources whole?")
+        sets["probe_set_1000_ood.jsonl"] = drawn[:OOD]
+        sets["probe_set_200_ood.jsonl"] = drawn[OOD : OOD + OOD_SMALL]
+    if inputs.has("aime24"):
+        sets["aime_eval.jsonl"] = ordered(unique(integer_rows(inputs.rows["aime24"], "aime24")), args.seed)[:AIME_SIZE]
+    if inputs.has("apex"):
+        sets["apex_shortlist.jsonl"] = [
+            prompt_row(text_of(r), answer_of(r) or "", "apex_shortlist", integer=parse_integer(answer_of(r) or "") is not None)
+            for r in inputs.rows["apex"]
+        ]
+    if pool and args.active:
+        active = read_lines(args.active)
+        taken = {row["id"] for row in active}
+        rest = ordered([row for row in pool if row["id"] not in taken], args.seed)
+        apart, _ = out_of_pool(rest[: 2 * ID_SIZE], active)
+        sets["probe_set_200.jsonl"] = [{**row, "in_distribution": True} for row in apart[:ID_SIZE]]
+    return sets, counts, matches
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sources", type=Path, default=Path("data/sources"), help="folder of the input files")
+    parser.add_argument("--pool", type=Path, default=None, help="the training pool, which the OOD sets must not touch")
+    parser.add_argument(
+        "--active", type=Path, default=None, help="its active subset, which the in-distribution set must not touch"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("data"))
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args()
+    try:
+        inputs = load(args.sources)
+        sets, counts, matches = build(args, inputs)
+        if not sets:
+            raise DataError("; ".join(inputs.missing))
+        files = [*inputs.files.values(), *filter(None, [args.pool, args.active])]
+        meta = {
+            "arguments": {"seed": args.seed},
+            "inputs": {path.name: sha256(path) for path in files},
+            "seed": args.seed,
+            "counts": counts,
+            "left_out_because_in_pool": match_table(matches),
+        }
+        outputs = {args.output_dir / name: rows for name, rows in sets.items()}
+        for path, rows in outputs.items():
+            integers = all(row.get("integer", True) for row in rows)
+            role = {"math45_train.jsonl": "math45"}.get(path.name, "evaluation")
+            write_all({path: rows}, {**meta, "role": role, "integer_labels": integers})
+        if matches:
+            write_all({args.output_dir / "ood_in_pool.jsonl": match_rows(matches)}, {**meta, "role": "report"})
+    except (DataError, OSError) as error:
+        sys.exit(f"build_ood_1000: {error}")
+    for path, rows in outputs.items():
+        print(f"{path}  {len(rows):,} problems")
+    if counts.get("math45_twice"):
+        print(f"in MATH twice, kept on one side: {'; '.join(counts['math45_twice'])}")
+    for sentence in inputs.missing:
+        print(f"not made: {sentence}", file=sys.stderr)
+    sys.exit(1 if inputs.missing else 0)
+
+
+if __name__ == "__main__":
+    main()

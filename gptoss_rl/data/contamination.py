@@ -1,0 +1,141 @@
+"""Which problems of one collection stand in another: exactly, in part, or nearly.
+
+The one place where this is decided; filters, evaluation sets and the launch gate use it.
+
+    exact     equal after normalisation (gptoss_rl.data.normalise; numbers are kept)
+    ngram     at least half of the shorter text's runs of 10 words stand in the other
+    near      Jaccard similarity of 3-word shingles of at least 0.8, found by MinHash and then computed exactly
+"""
+
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+
+from gptoss_rl.data.normalise import jaccard, normalise, shingles
+
+NGRAM, NGRAM_SHARE = 10, 0.5
+NEAR = 0.8
+PERMUTATIONS = 64
+LSH_THRESHOLD = 0.7  # below NEAR, because MinHash only estimates
+
+
+@dataclass(frozen=True)
+class Match:
+    """A problem of the pool that stands in the other collection."""
+
+    pool_id: str
+    other_id: str
+    other_set: str
+    kind: str  # exact, ngram or near
+    similarity: float
+    pool_text: str
+    other_text: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    text: str
+    source: str  # name of the set it stands in
+
+
+def signature(tokens: Iterable[str]) -> MinHash:
+    """MinHash of a set of shingles; the hash is CRC-32, the same on every machine and Python."""
+    made = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=zlib.crc32, permutations=_PERMUTATIONS)
+    made.update_batch([token.encode() for token in tokens])
+    return made
+
+
+_PERMUTATIONS = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=zlib.crc32).permutations
+
+
+class Index:
+    """A collection to look problems up in."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems: list[Problem] = []
+        self.texts: list[str] = []
+        self.sets: list[set[str]] = []
+        self.exact: dict[str, int] = {}
+        self.by_ngram: dict[str, list[int]] = defaultdict(list)
+        self.ngram_counts: list[int] = []
+        self.near = MinHashLSH(threshold=LSH_THRESHOLD, num_perm=PERMUTATIONS)
+        for problem in problems:
+            self._add(problem)
+
+    def _add(self, problem: Problem) -> None:
+        number, text = len(self.problems), normalise(problem.text)
+        tokens, ngrams = shingles(text), shingles(text, NGRAM)
+        self.problems.append(problem)
+        self.texts.append(text)
+        self.sets.append(tokens)
+        self.ngram_counts.append(len(ngrams))
+        self.exact.setdefault(text, number)
+        for ngram in ngrams:
+            self.by_ngram[ngram].append(number)
+        self.near.insert(number, signature(tokens))
+
+    def find(self, problem: Problem) -> Match | None:
+        """The closest match of a problem, exact before partial before near; None when there is none."""
+        text = normalise(problem.text)
+        if text in self.exact:
+            return self._match(problem, self.exact[text], "exact", 1.0)
+        ngrams = shingles(text, NGRAM)
+        if len(text.split()) > NGRAM:
+            hits = Counter(number for ngram in ngrams for number in self.by_ngram.get(ngram, ()))
+            shares = {n: count / min(len(ngrams), self.ngram_counts[n]) for n, count in hits.items()}
+            best = max(shares, key=lambda n: (shares[n], -n), default=None)
+            if best is not None and shares[best] >= NGRAM_SHARE:
+                return self._match(problem, best, "ngram", shares[best])
+        tokens = shingles(text)
+        near = {n: jaccard(tokens, self.sets[n]) for n in self.near.query(signature(tokens))}
+        best = max(near, key=lambda n: (near[n], -n), default=None)
+        if best is not None and near[best] >= NEAR:
+            return self._match(problem, best, "near", near[best])
+        return None
+
+    def _match(self, problem: Problem, number: int, kind: str, similarity: float) -> Match:
+        other = self.problems[number]
+        return Match(problem.id, other.id, other.source, kind, round(similarity, 4), problem.text, other.text)
+
+
+def find_matches(pool: Iterable[Problem], others: Iterable[Problem]) -> list[Match]:
+    """Every problem of the pool that stands in the others, with its closest match."""
+    index = Index(others)
+    return [match for problem in pool if (match := index.find(problem)) is not None]
+
+
+def match_table(matches: list[Match]) -> dict[str, dict[str, int]]:
+    """Set -> kind of match -> how many problems of the pool."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for match in matches:
+        counts[match.other_set][match.kind] += 1
+    return {name: dict(kinds) for name, kinds in sorted(counts.items())}
+
+
+def match_rows(matches: list[Match]) -> list[dict]:
+    return [asdict(match) for match in matches]
+
+
+def near_duplicates(texts: list[str], labels: list[int]) -> np.ndarray:
+    """Which texts repeat an earlier one: (n,) int, the position of the earlier one or -1.
+
+    Texts that differ in a number are variants, not duplicates, and templates have many: a repetition must also have the
+    same label.
+    """
+    seen = MinHashLSH(threshold=LSH_THRESHOLD, num_perm=PERMUTATIONS)
+    earlier = np.full(len(texts), -1)
+    for position, text in enumerate(texts):
+        tokens = shingles(normalise(text))
+        hashed = signature(tokens)
+        for candidate in sorted(seen.query(hashed)):
+            if labels[candidate] == labels[position] and jaccard(tokens, shingles(normalise(texts[candidate]))) >= NEAR:
+                earlier[position] = candidate
+                break
+        else:
+            seen.insert(position, hashed)
+    return earlier
