@@ -152,6 +152,31 @@ class PolicyEngine:
 
         return await asyncio.gather(*(one(tokens) for tokens in sequences))
 
+    async def submit(self, requests: dict[str, list[int]], sampling: dict[str, Any]) -> None:
+        """Put token-id prompts into the engine's batch, all at once; `collect` hands over what has finished.
+
+        Args:
+            requests: key -> prompt.
+            sampling: arguments of vLLM's SamplingParams, the same for all.
+        """
+        from vllm import SamplingParams
+
+        async def one(key: str, tokens: list[int]) -> dict[str, Any]:
+            output = (await self.generate(tokens, SamplingParams(**sampling))).outputs[0]
+            return {"key": key, "token_ids": list(output.token_ids), "finish_reason": output.finish_reason}
+
+        self._running = {asyncio.create_task(one(key, tokens)) for key, tokens in requests.items()}
+
+    async def collect(self, seconds: float) -> tuple[list[dict[str, Any]], int]:
+        """What has finished within the next `seconds` (at least one, if any is left), and how many are still running."""
+        if not self._running:
+            return [], 0
+        done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        if self._running:
+            more, self._running = await asyncio.wait(self._running, timeout=seconds)
+            done |= more
+        return [task.result() for task in done], len(self._running)
+
     async def greedy(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """Greedy responses (token ids) to token-id prompts, under the policy now served."""
         from vllm import SamplingParams
