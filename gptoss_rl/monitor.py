@@ -26,7 +26,7 @@ from rich.text import Text
 
 from gptoss_rl.alerts import alerts
 from gptoss_rl.run_view import PHASES, RunView
-from gptoss_rl.summary import wilson
+from gptoss_rl.stats import wilson
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40

@@ -21,7 +21,8 @@ from gptoss_rl.alerts import alerts
 from gptoss_rl.metrics import METRICS
 from gptoss_rl.run_files import read_json_lines, write_text_atomically
 from gptoss_rl.run_view import PHASES, RunView, paired_results
-from gptoss_rl.summary import paired_p_value, wilson
+from gptoss_rl.stats import wilson
+from gptoss_rl.summary import paired_p_value
 
 CURVES = (
     ("reward/mean", "Reward"),

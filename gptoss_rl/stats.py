@@ -37,6 +37,16 @@ class Score:
     high: float
 
 
+def wilson(right: int, n: int) -> list[float]:
+    """95 % Wilson interval of a share."""
+    return [float(bound) for bound in proportion_confint(right, n, alpha=ALPHA, method="wilson")]
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact McNemar p-value: a binomial test of the discordant pairs; 1 when there are none."""
+    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+
+
 def score(shares: Sequence[float]) -> Score:
     """Of the share of right samples of each problem.
 
@@ -51,8 +61,7 @@ def score(shares: Sequence[float]) -> Score:
         raise StatsError("no problems, so there is no score")
     n, mean = len(values), float(values.mean())
     if np.isin(values, (0.0, 1.0)).all():
-        low, high = proportion_confint(int(values.sum()), n, alpha=ALPHA, method="wilson")
-        return Score(n, mean, math.sqrt(mean * (1 - mean) / n), float(low), float(high))
+        return Score(n, mean, math.sqrt(mean * (1 - mean) / n), *wilson(int(values.sum()), n))
     error = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else float("nan")
     margin = float(norm.ppf(1 - ALPHA / 2)) * error
     return Score(n, mean, error, max(0.0, mean - margin), min(1.0, mean + margin))
@@ -101,7 +110,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
     binary = bool(np.isin(np.concatenate([x, y]), (0.0, 1.0)).all())
     if binary:
-        p_value, test = (float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0), "exact McNemar"
+        p_value, test = mcnemar(gained, lost), "exact McNemar"
     else:
         p_value, test = sign_flip_p_value(differences, seed), "sign-flip permutation"
     low, high = paired_interval(differences, seed)

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-from statsmodels.stats.proportion import proportion_confint
-
 from gptoss_rl.errors import GateError
 from gptoss_rl.run_files import read_json_lines, write_json_atomically
+from gptoss_rl.stats import mcnemar, wilson
 
 PHASES = ("generate", "experience", "train", "sync")
 
@@ -27,7 +25,7 @@ def greedy_results(records: list[dict[str, Any]]) -> dict[int, dict[str, bool]]:
 
 
 def paired_p_value(before: dict[str, bool], after: dict[str, bool]) -> tuple[int, int, float]:
-    """Problems gained, problems lost, and the two-sided exact McNemar p-value: a binomial test of the discordant pairs.
+    """Problems gained, problems lost, and the two-sided exact McNemar p-value.
 
     Raises:
         GateError: the two evaluations did not see the same problems.
@@ -36,13 +34,7 @@ def paired_p_value(before: dict[str, bool], after: dict[str, bool]) -> tuple[int
         raise GateError("evaluation", f"the evaluations differ in {len(set(before) ^ set(after))} problems")
     gained = sum(after[key] and not before[key] for key in before)
     lost = sum(before[key] and not after[key] for key in before)
-    p_value = binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
-    return gained, lost, float(p_value)
-
-
-def wilson(solved: int, n: int) -> list[float]:
-    """95 % Wilson interval of a share."""
-    return [float(bound) for bound in proportion_confint(solved, n, alpha=0.05, method="wilson")]
+    return gained, lost, mcnemar(gained, lost)
 
 
 def summarise(folder: Path) -> dict[str, Any]:

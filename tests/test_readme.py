@@ -11,6 +11,7 @@ import pytest
 
 from gptoss_rl.flags import parse
 from gptoss_rl.launch_gates import flag_problems
+from gptoss_rl.metrics import with_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -68,6 +69,11 @@ def installed(package: str) -> str:
     import importlib.util
 
     return importlib.util.find_spec(package).origin
+
+
+def test_the_metric_table_is_current() -> None:
+    # Remedy: python -m gptoss_rl.metrics
+    assert with_table(README) == README
 
 
 def test_files_and_folders_that_the_readme_names_exist() -> None:

@@ -7,7 +7,8 @@ import pytest
 from gptoss_rl.errors import GateError
 from gptoss_rl.metrics import METRICS, UPSTREAM_NAMES, check_registered, rename_upstream
 from gptoss_rl.run_files import JsonLines, drop_after_step, read_json_lines, write_text_atomically
-from gptoss_rl.summary import closing_table, paired_p_value, summarise, wilson
+from gptoss_rl.stats import wilson
+from gptoss_rl.summary import closing_table, paired_p_value, summarise
 
 
 def test_a_torn_last_line_is_passed_over_and_not_built_upon(tmp_path) -> None:
