@@ -30,6 +30,7 @@ from gptoss_rl.stats import wilson
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40
+MAX_SPARK_STEPS = 800  # a long run is thinned before it is averaged
 PHASE_COLOURS = {"generate": "cyan", "experience": "blue", "train": "magenta", "sync": "yellow"}
 STATE_COLOURS = {"running": "green", "finished": "green", "starting": "yellow", "stalled": "red", "crashed": "red"}
 # Key, label, format; one row each, in this order.
@@ -130,9 +131,10 @@ def metric_table(data: dict[str, Any], steps: list[dict[str, Any]]) -> Table:
     table.add_column("")
     table.add_column("last", justify="right")
     table.add_column("since the start")
+    shown = steps[:: max(1, len(steps) // MAX_SPARK_STEPS)]
     for key, label, form in ROWS:
         if key in data["metrics"]:
-            values = [s[key] for s in steps if key in s]
+            values = [s[key] for s in shown if key in s]
             table.add_row(label, form.format(data["metrics"][key]), Text(sparkline(values), style="cyan"))
     return table
 

@@ -56,6 +56,7 @@ class RunView:
     tails: dict[str, Tail] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     _evaluated: int = 0
+    _total: int | None = None
 
     def __post_init__(self) -> None:
         if not self.folder.is_dir():
@@ -90,6 +91,11 @@ class RunView:
 
     def total_steps(self) -> int | None:
         """Global steps of the whole run, as far as its configuration tells."""
+        if self._total is None:
+            self._total = self._count_total_steps()
+        return self._total
+
+    def _count_total_steps(self) -> int | None:
         config = self.read_json("config.json")
         try:
             prompts = min(int(config["max_samples"]), count_lines(Path(config["prompt_data"])))
