@@ -10,11 +10,9 @@ learning_rate=1e-5
 
 # Truncated importance sampling: engines compute MXFP4 experts and their own attention kernel, the trainer bf16 and eager;
 # published differences for this model family are 0.08 to 0.14 nats a token.
-# Up to four samples a micro-batch, as far as --micro_batch_max_tokens allows: short ones stream the offloaded weights less often.
 exec bash "$(dirname "${BASH_SOURCE[0]}")/train_grpo_20b_a30.sh" \
   --actor_learning_rate "$learning_rate" \
   --zero_variance skip \
-  --micro_train_batch_size 4 \
   --micro_batch_order length \
   --is_correction tis --is_weight_high 2.0 \
   --max_mismatch_kl 0.015 --mismatch_patience 5 \

@@ -67,7 +67,6 @@ def test_a31_differs_from_a30_in_what_its_head_says() -> None:
     differing = {key: a31[key] for key in a30 if a30[key] != a31[key] and key != "run_dir"}
     assert differing == {
         "actor_learning_rate": 1e-5, "zero_variance": "skip", "is_correction": "tis", "is_weight_high": 2.0,
-        "micro_train_batch_size": 4,
     }  # fmt: skip
     assert (a31["loss_normalizer"], a31["micro_batch_order"], a31["vllm_lora_sync"]) == ("constant", "length", "adapter")
 

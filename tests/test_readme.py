@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_run import make_run
 
 from gptoss_rl.flags import parse
 from gptoss_rl.launch_gates import flag_problems
@@ -33,7 +34,7 @@ def test_the_readme_has_commands() -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_works(command: str) -> None:
+def test_a_command_of_the_readme_works(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
     while "=" in words[0]:
         words.pop(0)
@@ -47,6 +48,9 @@ def test_a_command_of_the_readme_works(command: str) -> None:
         assert flag_problems(parse(printed[printed.index("openrlhf.cli.train_ppo_ray") + 1 :])) == []
     elif script == "preflight_lr.sh":
         assert execute(*words).returncode == 0
+    elif script == "monitor.sh":
+        done = execute(*words, str(make_run(tmp_path / "run", 5)), "--once")
+        assert "step 5 of 5" in done.stdout, done.stderr
     elif script == "apply_patches.sh":
         report = execute("bash", script, "--report", str(Path(installed("openrlhf")).parent))
         assert "metrics_trainer.patch" in report.stdout
