@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from gptoss_rl.train_plan import group_advantages
 
 ADVANTAGES = group_advantages(REWARDS, GROUP)
 TOLERANCE = 1e-5
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +248,17 @@ def test_the_ratio_is_clipped_only_where_it_runs_away() -> None:
     parts.loss.backward()
     assert (log_probs.grad[:, 0] != 0).tolist() == [False, True, True, False]
     assert (parts.ratios.clipped_high, parts.ratios.clipped_low) == (1, 1)
+
+
+def test_so_does_a_real_zero_3_engine(gpt_oss_folder, wanted, tmp_path) -> None:
+    # With a configured accumulation that is not the plan's: nothing may be divided by it, and one step is taken.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "tests/deepspeed_gradients.py", gpt_oss_folder, tmp_path / "out.pt", port]
+    done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = torch.load(tmp_path / "out.pt")
+    got = {name: out["gradients"][name].reshape(grad.shape) for name, grad in wanted.items()}
+    assert relative_error(got, wanted) < TOLERANCE
+    assert (out["steps"], out["engine_steps"]) == (1, 1)

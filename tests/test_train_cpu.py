@@ -209,6 +209,16 @@ def test_a_trainer_without_sinks_is_stopped_before_step_one(tiny: Path, eval_fil
     assert lines(tmp_path / "run", "metrics") == []
 
 
+def test_a_sampler_that_drifts_stops_the_run_with_a_checkpoint(eval_file: Path, tmp_path: Path) -> None:
+    # No sampler is this exact, so two steps on end are above the limit.
+    limit = ["--max_mismatch_kl", "1e-12", "--mismatch_patience", "2", "--canary_prompts", "0"]
+    done = run(tmp_path / "run", eval_file, 4, *limit)
+    assert done.returncode != 0
+    assert re.search(r"\[gate mismatch\] step 2: .*above 1e-12 \(--max_mismatch_kl\)", done.output), done.output[-6000:]
+    assert [m["step"] for m in lines(tmp_path / "run", "metrics")] == [1, 2]
+    assert (tmp_path / "run" / "checkpoints" / "_actor" / "latest").read_text() == "global_step2"
+
+
 def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(eval_file: Path, tmp_path: Path) -> None:
     reward = tmp_path / "reward.py"
     reward.write_text("def reward_func(queries, prompts, labels):\n    raise KeyError('the grader is broken')\n")
