@@ -1,8 +1,8 @@
 """How far the constant normaliser and upstream's token mean are from the paper's gradient, by micro-batch size.
 
-Relative error of the LoRA gradient (all parameters as one vector) of a tiny gpt-oss in float32 against a reference written from
-the equation of arXiv 2503.20783, sample by sample. The token mean has another scale, so its gradient is scaled to fit best: what
-is left is the error of its direction.
+Relative error of the LoRA gradient (all parameters as one vector) of a tiny gpt-oss in float32 against a reference written
+from the equation of arXiv 2503.20783, sample by sample. The token mean has another scale, so its gradient is scaled to fit
+best: what is left is the error of its direction.
 
     python benchmarks/gradient_table.py
 """
