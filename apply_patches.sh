@@ -15,4 +15,4 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
 fi
 
 # The caller's directory stays the working directory, so that --report takes a relative path.
-PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m gptoss_rl.patch_stack "$@"
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m gptoss_rl.stack.apply "$@"

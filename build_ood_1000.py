@@ -30,15 +30,26 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_rl.data.contamination import Match, Problem, families, find_matches, match_rows, match_table, thresholds
-from gptoss_rl.data.files import DataError, prompt_row, read_lines, selection_key, sha256, write_all
+from gptoss_rl.data.files import (
+    DataError,
+    check_writable,
+    fate,
+    print_last,
+    prompt_row,
+    read_lines,
+    selection_key,
+    sha256,
+    write_all,
+)
 from gptoss_rl.data.normalise import normalise
-from gptoss_rl.data.readme import write_readme
+from gptoss_rl.data.numina import boxed_list
+from gptoss_rl.data.readme import readme
 from gptoss_rl.data.sources import FOLDER, SOURCES, locate, read_rows, revision_of
 from reward_func_em import last_box, parse_integer
 
 SEED = 42
 PAIRS_NAME = "ood_in_training.jsonl"
-MATH45_EVAL, OOD, OOD_SMALL, ID_SIZE, AIME_SIZE = 1_306, 1_000, 202, 200, 18
+MATH45_TRAIN, MATH45_EVAL, OOD, OOD_SMALL, ID_SIZE, AIME_SIZE = 5_224, 1_306, 1_000, 202, 200, 18
 NEEDED = ("math_train", "math_test", "aime24", "aime25", "amc23", "olympiadbench", "apex_shortlist")
 SINGLE_TEXT = {"modality": "Text-only", "language": "English", "is_multiple_answer": False}  # OlympiadBench's fields
 COMPETITIONS = ("aime25", "amc23", "olympiadbench")
@@ -87,7 +98,9 @@ def text_of(row: dict[str, Any]) -> str:
 
 
 def answer_of(row: dict[str, Any]) -> str | None:
-    """The answer as text: the field, one of a list of one, or the last box of the solution."""
+    """The answer as text: the boxes of a solution that lists several, the field, one of a list of one, or the last box."""
+    if isinstance(row.get("solution"), str) and (boxes := boxed_list(text_of(row), row["solution"])):
+        return ", ".join(boxes)
     answer = next((row[key] for key in ("answer", "final_answer", "expected_answer") if row.get(key) is not None), None)
     if isinstance(answer, list):
         answer = answer[0] if len(answer) == 1 else None
@@ -138,9 +151,9 @@ def math45(inputs: Inputs, seed: int) -> tuple[list[dict[str, Any]], list[dict[s
                                   integer=label is not None, original=row.get("unique_id", f"{split}/{number}"))  # fmt: skip
                 rows.append(made)
     rows = ordered(rows, seed)
-    train, held_out, wanted = [], [], min(MATH45_EVAL, len(rows) // 5)
+    train, held_out = [], []
     for family in families([Problem(row["id"], row["input"], row["source"]) for row in rows]):
-        side = held_out if len(held_out) + len(family) <= wanted else train
+        side = held_out if len(held_out) + len(family) <= MATH45_EVAL else train
         side += [rows[position] for position in family]
     same: dict[str, list[str]] = {}
     for row in rows:
@@ -156,12 +169,46 @@ def out_of_pool(rows: list[dict[str, Any]], pool: list[dict[str, Any]]) -> tuple
     return [row for row in rows if row["id"] not in matched], matches
 
 
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Rows of a prompt file, as filter_numinamath.py writes them.
+
+    Raises:
+        DataError: it cannot be read, or a row is no prompt.
+    """
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        lacking = [key for key in ("id", "input", "label", "source") if not isinstance(row.get(key), str)]
+        if lacking:
+            raise DataError(f"{path}, row {number}: no text in {', '.join(lacking)}; not written by filter_numinamath.py")
+    return rows
+
+
+def in_distribution(args: argparse.Namespace, pool: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Problems of the pool that are in its active subset in no form.
+
+    Raises:
+        DataError: the active subset is not of this pool.
+    """
+    active = read_prompts(args.active)
+    taken = {row["id"] for row in active}
+    foreign = taken - {row["id"] for row in pool}
+    if foreign:
+        raise DataError(f"{len(foreign)} problems of {args.active} are not in {args.pool}, first {min(foreign)}")
+    rest = ordered([row for row in pool if row["id"] not in taken], args.seed)
+    apart, _ = out_of_pool(rest[: 2 * ID_SIZE], active)
+    return [{**row, "in_distribution": True} for row in apart[:ID_SIZE]]
+
+
 def build(args: argparse.Namespace, inputs: Inputs) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], list[Match]]:
-    """File name -> rows, counts for the manifest, and what was left out because the pool has it."""
+    """File name -> rows, counts for the manifest, and what was left out because the pool has it.
+
+    Raises:
+        DataError: a source has too few problems for its set.
+    """
     sets: dict[str, list[dict[str, Any]]] = {}
     counts: dict[str, Any] = {}
     matches: list[Match] = []
-    pool = read_lines(args.pool) if args.pool else []
+    pool = read_prompts(args.pool) if args.pool else []
     if inputs.has("math_train", "math_test"):
         sets["math45_train.jsonl"], sets["math45_eval.jsonl"], counts["math45_twice"] = math45(inputs, args.seed)
         for side in ("train", "eval"):
@@ -173,8 +220,6 @@ def build(args: argparse.Namespace, inputs: Inputs) -> tuple[dict[str, list[dict
         candidates, matches = out_of_pool(unique(candidates), pool + sets["math45_train.jsonl"])
         drawn = ordered(candidates, args.seed)
         counts["ood_candidates"] = len(candidates)
-        if len(drawn) < OOD + OOD_SMALL:
-            raise DataError(f"{len(drawn)} problems for the OOD sets, {OOD + OOD_SMALL} are needed; are the sources whole?")
         sets["probe_set_1000_ood.jsonl"] = drawn[:OOD]
         sets["probe_set_200_ood.jsonl"] = drawn[OOD : OOD + OOD_SMALL]
     if inputs.has("aime24"):
@@ -184,13 +229,26 @@ def build(args: argparse.Namespace, inputs: Inputs) -> tuple[dict[str, list[dict
             prompt_row(text_of(r), answer_of(r) or "", "apex_shortlist", integer=parse_integer(answer_of(r) or "") is not None)
             for r in inputs.rows["apex_shortlist"]
         ]
-    if pool and args.active:
-        active = read_lines(args.active)
-        taken = {row["id"] for row in active}
-        rest = ordered([row for row in pool if row["id"] not in taken], args.seed)
-        apart, _ = out_of_pool(rest[: 2 * ID_SIZE], active)
-        sets["probe_set_200.jsonl"] = [{**row, "in_distribution": True} for row in apart[:ID_SIZE]]
+    if args.active:
+        sets["probe_set_200.jsonl"] = in_distribution(args, pool)
+    check_sizes(args, sets)
     return sets, counts, matches
+
+
+def check_sizes(args: argparse.Namespace, sets: dict[str, list[dict[str, Any]]]) -> None:
+    """Raises DataError for a set that has not the size it is known by."""
+    math = "math_train and math_test"
+    for name, size, origin in (
+        ("math45_train", MATH45_TRAIN, math),
+        ("math45_eval", MATH45_EVAL, math),
+        ("probe_set_1000_ood", OOD, f"{', '.join(COMPETITIONS)}, {math}"),
+        ("probe_set_200_ood", OOD_SMALL, f"{', '.join(COMPETITIONS)}, {math}"),
+        ("aime_eval", AIME_SIZE, "aime24"),
+        ("probe_set_200", ID_SIZE, f"{args.pool} without {args.active}"),
+    ):
+        rows = sets.get(f"{name}.jsonl")
+        if rows is not None and len(rows) != size:
+            raise DataError(f"{name} would have {len(rows):,} problems, not {size:,}; they come from {origin}: is it whole?")
 
 
 def about(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -202,17 +260,25 @@ def about(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"role": role, "integer_labels": all(row.get("integer", True) for row in rows), "duplicates": twice}
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sources", type=Path, default=FOLDER, help="folder of the input files")
-    parser.add_argument("--pool", type=Path, default=None, help="the training pool, which the OOD sets must not touch")
-    parser.add_argument(
-        "--active", type=Path, default=None, help="its active subset, which the in-distribution set must not touch"
-    )
+    parser.add_argument("--pool", type=Path, default=None,
+        help="the training pool, which the OOD sets must not touch; default: none yet")  # fmt: skip
+    parser.add_argument("--active", type=Path, default=None,
+        help="its active subset, which the in-distribution set must not touch; default: no in-distribution set")  # fmt: skip
     parser.add_argument("--output_dir", type=Path, default=Path("data"))
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
+    if args.active and not args.pool:
+        parser.error("--active is a part of a pool: name it with --pool")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
     try:
+        check_writable(args.output_dir)
         inputs = load(args.sources)
         sets, counts, matches = build(args, inputs)
         if not sets:
@@ -232,16 +298,19 @@ def main() -> None:
         each = {name: about(name, rows) for name, rows in sets.items()}
         outputs[args.output_dir / PAIRS_NAME] = match_rows(matches)
         each[PAIRS_NAME] = {"role": "report"}
-        write_all(outputs, meta, each)
-        write_readme(args.output_dir)
+        write_all(outputs, meta, each, readme)
     except (DataError, OSError) as error:
         sys.exit(f"build_ood_1000: {error}")
-    except KeyboardInterrupt:
-        sys.exit("build_ood_1000: interrupted; earlier outputs are untouched")
-    for path, rows in outputs.items():
-        print(f"{path}  {len(rows):,} problems")
-    if counts.get("math45_twice"):
-        print(f"in MATH twice, kept on one side: {'; '.join(' and '.join(names) for names in counts['math45_twice'])}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"build_ood_1000: interrupted; {fate(stop)}")
+
+    def say() -> None:
+        for path, rows in outputs.items():
+            print(f"{path}  {len(rows):,} problems")
+        if counts.get("math45_twice"):
+            print(f"in MATH twice, kept on one side: {'; '.join(' and '.join(names) for names in counts['math45_twice'])}")
+
+    print_last("build_ood_1000", say)
     for sentence in inputs.missing:
         print(f"not made: {sentence}", file=sys.stderr)
     sys.exit(1 if inputs.missing else 0)

@@ -1,7 +1,9 @@
 """MathArena's Apex shortlist: several samples a problem, their mean as the score, answers that need not be integers.
 
-Integer answers are graded by reward_func_em.py, the one grader. Others, which it cannot read, are graded by math-verify; where
-both can read an answer and disagree, the response is written to disagreements.jsonl and the exact grader counts.
+Whatever reward_func_em.py, the one grader, reads as a number in both answer and label is graded by it, exactly. The rest is
+graded by math-verify; where both have an opinion and disagree, the response is written to disagreements.jsonl and the exact
+grader counts: 0.33333333 is not 1/3. A response that was cut off is wrong. responses.jsonl holds what was said, graded.jsonl
+the verdicts, and is what `python -m gptoss_rl.stats compare` takes.
 
     python eval_apex.py --model_path models/gpt-oss-20b --eval_set data/apex_shortlist.jsonl --n_samples 16
 """
@@ -12,35 +14,48 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import reward_func_em
-from gptoss_rl.data.files import DataError, read_lines
 from gptoss_rl.errors import GateError
-from gptoss_rl.evaluation import Decoding, EvaluationError, Problem, Served, evaluate, summarise
-from gptoss_rl.prompts import DEFAULT_REASONING_EFFORT, REASONING_EFFORTS, problem_id
+from gptoss_rl.evaluation import (
+    Decoding,
+    EvaluationError,
+    Problem,
+    Served,
+    add_decoding,
+    evaluate,
+    header_path,
+    prepare,
+    read_rows,
+    summarise,
+)
+from gptoss_rl.prompts import problem_id
 from gptoss_rl.run_files import read_json_lines, write_json_atomically, write_text_atomically
+from gptoss_rl.stats import tier_label
 
-UNREAD = "0"  # label under which a response to a problem without an integer answer is recorded; it is graded again here
 
-
-def read_set(path: Path) -> dict[str, tuple[str, str]]:
-    """Problem id -> (problem, answer as text).
+def read_set(path: Path) -> list[Problem]:
+    """The problems, with labels that need not be integers.
 
     Raises:
-        EvaluationError: the file cannot be used, or a row has no answer.
+        EvaluationError: the file cannot be used, or neither grader can read a label.
     """
+    from math_verify import parse
+
     try:
-        rows = read_lines(path)
-    except DataError as error:
-        raise EvaluationError(f"{error}; make it with build_ood_1000.py") from error
-    empty = [number for number, row in enumerate(rows, 1) if not row.get("input") or not row.get("label")]
-    if empty:
-        raise EvaluationError(f"{path}, row {empty[0]}: needs input and label")
-    gold = {problem_id(row["input"]): (row["input"], str(row["label"])) for row in rows}
-    if len(gold) < len(rows):
-        raise EvaluationError(f"{path}: {len(rows) - len(gold)} problems stand there twice")
-    return gold
+        rows = read_rows(path)
+    except EvaluationError as error:
+        raise EvaluationError(f"{error}; build_ood_1000.py makes the shortlist") from error
+    problems = []
+    for number, row in enumerate(rows, start=1):
+        label = row["label"]
+        if not isinstance(label, str | int) or isinstance(label, bool):
+            raise EvaluationError(f"{path}, row {number}: label {label!r:.100} is neither text nor an integer")
+        label = str(label).strip()
+        # What math-verify cannot parse it hands back as text.
+        if reward_func_em.read_number(label) is None and all(isinstance(part, str) for part in parse(f"${label}$")):
+            raise EvaluationError(f"{path}, row {number}: neither grader can read the label {label!r:.100}")
+        problems.append(Problem(problem_id(row["input"]), row["input"], label))
+    return problems
 
 
 def verified(answer: str | None, gold: str) -> bool:
@@ -52,21 +67,25 @@ def verified(answer: str | None, gold: str) -> bool:
     return bool(verify(parse(f"${gold}$"), parse(f"${answer}$")))
 
 
-def grade_all(
-    rows: list[dict[str, Any]], gold: dict[str, tuple[str, str]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows with their final verdicts, and those on which two graders disagree."""
+def exact(answer: str | None, gold: str) -> bool | None:
+    """The exact grader's opinion; None where it has none. To an integer everything that is no number is wrong."""
+    value, wanted = None if answer is None else reward_func_em.read_number(answer), reward_func_em.read_number(gold)
+    if wanted is None or (value is None and wanted.denominator != 1):
+        return None
+    return value == wanted
+
+
+def grade_all(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows with their final verdicts, and those on whose answers two graders disagree."""
     graded, disagreements = [], []
     for row in rows:
-        label = gold[row["id"]][1]
-        second = verified(row["answer"], label)
-        integer = reward_func_em.parse_integer(label)
-        correct = second if integer is None else reward_func_em.is_correct(row["answer"], integer)
-        graded.append({**row, "label": label, "correct": correct, "reward": float(correct)})
-        if integer is not None and correct != second:
-            disagreements.append(
-                {"id": row["id"], "answer": row["answer"], "label": label, "exact": correct, "math_verify": second}
-            )
+        answer, label = row["answer"], row["label"]
+        first, second = exact(answer, label), verified(answer, label)
+        right = second if first is None else first
+        correct = right and row["finish_reason"] != "length"
+        graded.append({**row, "correct": correct, "reward": float(correct)})
+        if first is not None and first != second:
+            disagreements.append({"id": row["id"], "answer": answer, "label": label, "exact": first, "math_verify": second})
     return graded, disagreements
 
 
@@ -74,42 +93,42 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_path", type=Path, required=True)
-    parser.add_argument("--adapter", type=Path, default=None, help="a LoRA on --model_path")
-    parser.add_argument("--eval_set", type=Path, default=Path("data/apex_shortlist.jsonl"))
-    parser.add_argument("--n_samples", type=int, default=16, help="of each problem")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max_tokens", type=int, default=4096)
-    parser.add_argument("--reasoning_effort", choices=REASONING_EFFORTS, default=DEFAULT_REASONING_EFFORT)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tp", type=int, default=2 if torch.cuda.is_available() else 1)
-    parser.add_argument("--output", type=Path, default=Path("evals/apex_shortlist"))
-    args = parser.parse_args()
+    parser.add_argument("--model_path", type=Path, required=True, help="a model directory; with --adapter the adapter's base")
+    parser.add_argument("--adapter", type=Path, default=None, help="a LoRA on --model_path; default: none")
+    parser.add_argument("--eval_set", type=Path, default=Path("data/apex_shortlist.jsonl"),
+        help="JSON lines with input and label; default: data/apex_shortlist.jsonl")  # fmt: skip
+    add_decoding(parser, temperature=1.0, n_samples=16)
+    parser.add_argument("--output", type=Path, default=Path("evals/apex_shortlist"),
+        help="folder of this model's files; default: evals/apex_shortlist")  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     try:
-        gold = read_set(args.eval_set)
+        problems = read_set(args.eval_set)
         decoding = Decoding.of(args.temperature, args.max_tokens, args.n_samples, args.reasoning_effort)
-        problems = [
-            Problem(key, text, answer if reward_func_em.LABEL.fullmatch(answer) else UNREAD)
-            for key, (text, answer) in gold.items()
-        ]
-        served, records = Served("apex", args.model_path, args.adapter), args.output / "responses.jsonl"
-        evaluate(served, problems, decoding, records, tp_size=args.tp, seed=args.seed)
-        graded, disagreements = grade_all(list(read_json_lines(records)), gold)
-        write_rows(args.output / "graded.jsonl", graded)
+        records, graded_file = args.output / "responses.jsonl", args.output / "graded.jsonl"
+        served = Served("apex", args.model_path, args.adapter)
+        job = prepare(served, problems, decoding, records, tp_size=args.tp, seed=args.seed)
+        if job.unsure:
+            print(f"eval_apex: warning: {job.unsure}", file=sys.stderr)
+        evaluate(job)
+        graded, disagreements = grade_all(list(read_json_lines(records)))
+        write_rows(graded_file, graded)
+        write_json_atomically(header_path(graded_file), job.header)
         write_rows(args.output / "disagreements.jsonl", disagreements)
-        summary = summarise(
-            served, problems, decoding, args.output / "graded.jsonl", args.eval_set, tp_size=args.tp, seed=args.seed
-        )
-    except (EvaluationError, GateError) as error:
+        summary = summarise(served.name, graded_file, args.eval_set)
+        write_json_atomically(args.output / "summary.json", {**summary, "disagreements": len(disagreements)})
+    except (EvaluationError, GateError, OSError) as error:
         sys.exit(f"eval_apex: {error}")
     except KeyboardInterrupt:
         sys.exit("eval_apex: interrupted; the same command goes on where it stopped")
-    write_json_atomically(args.output / "summary.json", {**summary, "disagreements": len(disagreements)})
     s = summary["score"]
-    print(f"{s['mean']:.1%} ({s['low']:.1%} to {s['high']:.1%}) over {len(gold)} problems x {args.n_samples} samples")
-    print(f"tier: {summary['tier']}")
+    print(f"{s['mean']:.1%} ({s['low']:.1%} to {s['high']:.1%}) over {len(problems)} problems x {args.n_samples} samples")
+    print(f"tier: {tier_label(len(problems), str(args.eval_set))}")
     print(f"the two graders disagree on {len(disagreements)} responses")
 
 

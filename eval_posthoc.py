@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -22,23 +21,33 @@ from gptoss_rl.errors import GateError
 from gptoss_rl.evaluation import (
     Decoding,
     EvaluationError,
-    Problem,
+    Job,
     Served,
+    add_decoding,
     evaluate,
+    header_path,
     load_evaluation,
-    read_problems,
+    prepare,
+    read_sets,
     refuse_different,
     summarise,
 )
-from gptoss_rl.prompts import DEFAULT_REASONING_EFFORT, REASONING_EFFORTS
-from gptoss_rl.run_files import write_json_atomically
-from gptoss_rl.stats import Comparison, compare, conclusion, holm
+from gptoss_rl.run_files import read_json, write_json_atomically
+from gptoss_rl.stats import Comparison, compare, conclusion, corrected, tier_label, tier_of
 
 
 def named(text: str) -> tuple[str, Path]:
-    """NAME=PATH, or a path that names itself."""
-    name, _, path = text.rpartition("=")
-    return (name or Path(path).name), Path(path)
+    """NAME=DIR, or a directory that names itself, also one with a `=` in it: a name has no slash.
+
+    Raises:
+        EvaluationError: there is a name without a directory, or the other way round.
+    """
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name:
+        name, path = Path(text).absolute().name, text
+    if not name or not path:
+        raise EvaluationError(f"{text!r} is neither NAME=DIR nor DIR")
+    return name, Path(path)
 
 
 def models(args: argparse.Namespace) -> list[Served]:
@@ -49,7 +58,7 @@ def models(args: argparse.Namespace) -> list[Served]:
     """
     served = [Served(name, path) for name, path in map(named, args.model)]
     if args.model_path and (not args.adapter or args.with_base):
-        served.insert(0, Served(named(str(args.model_path))[0], args.model_path))
+        served.insert(0, Served(args.model_path.absolute().name, args.model_path))
     if args.adapter and not args.model_path:
         raise EvaluationError("--adapter needs --model_path, the model that it was trained on")
     served += [Served(name, args.model_path, path) for name, path in map(named, args.adapter)]
@@ -61,44 +70,76 @@ def models(args: argparse.Namespace) -> list[Served]:
     return served
 
 
-def check_selection(args: argparse.Namespace, served: list[Served]) -> None:
+def others(folder: Path, files: list[Path]) -> list[Path]:
+    """Records of a set that earlier commands made, of other models than `files`."""
+    there = (path.with_name(path.name.replace(".identity.json", ".jsonl")) for path in folder.glob("*.identity.json"))
+    return sorted(path for path in there if path not in files and path.is_file() and path.stat().st_size)
+
+
+def checkpoints(headers: list[dict[str, Any]]) -> int:
+    """How many trained checkpoints could be picked from.
+
+    An adapter and what it was merged into are one. Of models that carry none, the first is what the others are compared with; a
+    base counts once in both of its forms.
+    """
+    trained = {header.get("adapter_digest") or header.get("merged_adapter") for header in headers} - {None}
+    plain = {
+        header.get("base_fingerprint") or header["model"]
+        for header in headers
+        if not (header.get("adapter_digest") or header.get("merged_adapter"))
+    }
+    return len(trained) + max(0, len(plain) - 1)
+
+
+def check_selection(set_name: str, headers: list[dict[str, Any]], earlier: list[Path], allowed: bool) -> None:
     """Raises EvaluationError when several checkpoints would be picked from on the set they are reported on.
 
-    The first model without an adapter is what the others are compared with; every other one can be picked.
+    Args:
+        headers: what is to be evaluated.
+        earlier: records of the set that other commands made.
     """
-    adapters = sum(one.adapter is not None for one in served)
-    if adapters + max(0, len(served) - adapters - 1) > 1 and not args.allow_selection_on_test:
-        raise EvaluationError(
-            "several checkpoints on one set invite picking the best and reporting it on the very set it was picked on; pick on "
-            "another set, or pass --allow-selection-on-test: the table then says so and corrects the p-values (Holm)"
-        )
+    several = checkpoints([*headers, *(read_json(header_path(path)) for path in earlier)])
+    if several < 2 or allowed:
+        return
+    seen = f" (with {', '.join(path.stem for path in earlier)}, evaluated before)" if earlier else ""
+    raise EvaluationError(
+        f"{several} checkpoints on {set_name}{seen} invite picking the best and reporting it on the very set it was picked on; "
+        "pick on another set, or pass --allow-selection-on-test: the table then says so and corrects p-values and intervals"
+    )
 
 
-def compare_all(files: list[Path], corrected: bool) -> list[tuple[Comparison, float]]:
-    """Each later file against the first: the comparison, and its p-value, corrected when asked for."""
-    first = load_evaluation(files[0])
-    results = []
-    for path in files[1:]:
-        other = load_evaluation(path)
-        refuse_different(first, other)
-        keys = sorted(first.shares)
+def compare_all(files: list[Path], selected: bool, earlier: list[Path] = ()) -> list[Comparison]:
+    """Each later file against the first.
+
+    Args:
+        selected: correct for picking the best of them and of `earlier`, as far as those can be compared with the first.
+    """
+    first, results = load_evaluation(files[0]), []
+    keys = sorted(first.shares)
+    for path in [*files[1:], *earlier]:
+        try:
+            other = load_evaluation(path)
+            refuse_different(first, other)
+        except EvaluationError:
+            if path in earlier:  # unfinished, or decoded differently: it has no p-value here
+                continue
+            raise
         results.append(compare([first.shares[k] for k in keys], [other.shares[k] for k in keys]))
-    p_values = [result.p_value for result in results]
-    return list(zip(results, holm(p_values) if corrected and p_values else p_values, strict=True))
+    return (corrected(results) if selected else results)[: len(files) - 1]
 
 
-def table(set_name: str, summaries: list[dict[str, Any]], compared: list[tuple[Comparison, float]], marked: bool) -> Table:
-    tier = summaries[0]["tier"]
-    note = ", SELECTED ON THIS SET (Holm-corrected p)" if marked else ""
-    made = Table(title=f"{set_name}: {summaries[0]['n']} problems, tier {tier}{note}", title_justify="left")
+def table(set_name: str, summaries: list[dict[str, Any]], compared: list[Comparison], note: str) -> Table:
+    n = summaries[0]["n"]
+    ranked = tier_of(n, set_name).ranks_models
+    made = Table(title=f"{set_name}: {n} problems, tier {tier_label(n, set_name)}{note}", title_justify="left")
     for head in ("model", "score", "95 % interval", "difference", "p", "cut off", "no answer"):
         made.add_column(head, justify="left" if head == "model" else "right")
     for number, summary in enumerate(summaries):
         s = summary["score"]
         difference = p = ""
-        if number and tier != "sanity only":
-            c, p_value = compared[number - 1]
-            difference, p = f"{c.difference * 100:+.1f} ({c.low * 100:+.1f} to {c.high * 100:+.1f})", f"{p_value:.2g}"
+        if number and ranked:
+            c = compared[number - 1]
+            difference, p = f"{c.difference * 100:+.1f} ({c.low * 100:+.1f} to {c.high * 100:+.1f})", f"{c.p_value:.2g}"
         elif number:
             difference = "not ranked"
         made.add_row(summary["name"], f"{s['mean']:.1%}", f"{s['low']:.1%} to {s['high']:.1%}", difference, p,
@@ -106,23 +147,57 @@ def table(set_name: str, summaries: list[dict[str, Any]], compared: list[tuple[C
     return made
 
 
-def run_set(args: argparse.Namespace, served: list[Served], path: Path, problems: list[Problem], decoding: Decoding) -> None:
-    folder = args.output / path.stem
-    files, summaries = [folder / f"{one.name}.jsonl" for one in served], []
-    for one, records in zip(served, files, strict=True):
-        evaluate(one, problems, decoding, records, tp_size=args.tp, seed=args.seed)
-        summaries.append(summarise(one, problems, decoding, records, path, tp_size=args.tp, seed=args.seed))
-        if args.allow_selection_on_test:
-            summaries[-1]["selected_on_test"] = True
-        write_json_atomically(records.with_suffix(".summary.json"), summaries[-1])
-    compared = compare_all(files, args.allow_selection_on_test)
+def selection_note(marked: bool, compared: list[Comparison]) -> str:
+    """What a table's title says of selection; corrected is only what has something to be corrected for."""
+    if not marked:
+        return ""
+    return ", SELECTED ON THIS SET" + (" (corrected p and intervals)" if any("Holm" in c.test for c in compared) else "")
+
+
+def run_set(path: Path, jobs: list[Job], allowed: bool) -> None:
+    """Evaluate a set with every model, write summaries, print the table.
+
+    A mark stays: what was once picked from on this set is no untouched evaluation when it is made again.
+    """
+    folder, files, summaries = jobs[0].records.parent, [job.records for job in jobs], []
+    for job in jobs:
+        evaluate(job)
+        summaries.append(summarise(job.served.name, job.records, path))
+    earlier = others(folder, files)
+    marked = (allowed and checkpoints([*summaries, *(read_json(header_path(other)) for other in earlier)]) > 1) or any(
+        read_json(summary).get("selected_on_test") for summary in folder.glob("*.summary.json")
+    )
+    for job, summary in zip(jobs, summaries, strict=True):
+        mark = {"selected_on_test": True} if marked else {}
+        write_json_atomically(job.records.with_suffix(".summary.json"), {**summary, **mark})
+    compared = compare_all(files, marked, earlier)
     console = Console()
-    console.print(table(path.stem, summaries, compared, args.allow_selection_on_test))
-    if summaries[0]["tier"] == "sanity only":
-        console.print(f"{len(problems)} problems only show whether a model works at all; models are not ranked by them.")
+    console.print(table(path.stem, summaries, compared, selection_note(marked, compared)))
+    n = summaries[0]["n"]
+    if not tier_of(n, path.stem).ranks_models:
+        console.print(f"{n} problems only show whether a model works at all; models are not ranked by them.")
         return
-    for summary, (comparison, _) in zip(summaries[1:], compared, strict=True):
+    for summary, comparison in zip(summaries[1:], compared, strict=True):
         console.print(f"{summary['name']} (B) against {summaries[0]['name']} (A): {conclusion(comparison)}")
+
+
+def prepare_all(args: argparse.Namespace) -> dict[Path, list[Job]]:
+    """Everything that was asked for, found possible before the first engine starts."""
+    served, sets = models(args), read_sets(args.eval_set, args.limit)
+    decoding = Decoding.of(args.temperature, args.max_tokens, args.n_samples, args.reasoning_effort)
+    jobs = {
+        path: [
+            prepare(one, problems, decoding, args.output / path.stem / f"{one.name}.jsonl", tp_size=args.tp, seed=args.seed)
+            for one in served
+        ]
+        for path, problems in sets.items()
+    }
+    for path, made in jobs.items():
+        earlier = others(args.output / path.stem, [job.records for job in made])
+        check_selection(path.stem, [job.header for job in made], earlier, args.allow_selection_on_test)
+    for unsure in dict.fromkeys(job.unsure for made in jobs.values() for job in made if job.unsure):
+        print(f"eval_posthoc: warning: {unsure}", file=sys.stderr)
+    return jobs
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -136,16 +211,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--with_base", action="store_true", help="with --adapter, evaluate --model_path itself first")
     what.add_argument("--eval_set", type=Path, nargs="+", required=True, help="JSON lines with input and label")
     what.add_argument("--limit", type=int, default=None, help="problems of each set; default: all")
-    what.add_argument("--output", type=Path, default=Path("evals"))
+    what.add_argument("--output", type=Path, default=Path("evals"), help="folder; default: evals")
     how = parser.add_argument_group("decoding")
-    how.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    how.add_argument("--n_samples", type=int, default=1, help="of each problem")
-    how.add_argument("--max_tokens", type=int, default=4096, help="of a response")
-    how.add_argument("--reasoning_effort", choices=REASONING_EFFORTS, default=DEFAULT_REASONING_EFFORT)
-    how.add_argument("--seed", type=int, default=0, help="of the engine")
-    how.add_argument("--tp", type=int, default=2 if torch.cuda.is_available() else 1, help="shards; default: 2, 1 on a CPU")
+    add_decoding(how, temperature=0.0, n_samples=1)
     parser.add_argument(
-        "--allow-selection-on-test", action="store_true", help="compare checkpoints on the set they are reported on"
+        "--allow-selection-on-test",
+        "--allow_selection_on_test",
+        action="store_true",
+        help="compare checkpoints on the set they are reported on; the table says so",
     )
     return parser.parse_args(argv)
 
@@ -153,13 +226,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     try:
-        served = models(args)
-        check_selection(args, served)
-        decoding = Decoding.of(args.temperature, args.max_tokens, args.n_samples, args.reasoning_effort)
-        sets = {path: read_problems(path, args.limit) for path in args.eval_set}
-        for path, problems in sets.items():
-            run_set(args, served, path, problems, decoding)
-    except (EvaluationError, GateError) as error:
+        for path, jobs in prepare_all(args).items():
+            run_set(path, jobs, args.allow_selection_on_test)
+    except (EvaluationError, GateError, OSError) as error:
         sys.exit(f"eval_posthoc: {error}")
     except KeyboardInterrupt:
         sys.exit("eval_posthoc: interrupted; the same command goes on where it stopped")

@@ -3,7 +3,7 @@
 From nothing but this repository it makes `models/tiny-gptoss/` (a Hugging Face directory in BF16: attention
 sinks, sliding and full attention, routed experts, YaRN, biases, Harmony tokens) and the prompt files
 `data/tiny_train.jsonl` and `data/tiny_eval.jsonl`. A supervised warm-up leaves greedy pass@1 near 40 %: the
-model knows two habits and prefers the worse one (gptoss_rl/tiny_task.py says which), because a model that
+model knows two habits and prefers the worse one (gptoss_rl/models/tiny_task.py says which), because a model that
 never succeeds gives reinforcement learning nothing to learn from. No evaluation problem, in either order of
 its operands, is in the training file or in the warm-up; warm-up and training file are disjoint too.
 
@@ -26,17 +26,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptoss_rl.models.tiny_task import WarmupError, split_problems
 from gptoss_rl.run_files import write_json_atomically, write_text_atomically
-from gptoss_rl.tiny_task import WarmupError, split_problems
 
 ROOT = Path(__file__).resolve().parent
 # What is made depends on these files and on the arguments, on nothing else in the repository.
 GENERATING_CODE = (
     "make_tiny_gptoss.py",
     "gptoss_rl/prompts.py",
-    "gptoss_rl/tiny_model.py",
-    "gptoss_rl/tiny_task.py",
-    "gptoss_rl/tiny_tokenizer.py",
+    "gptoss_rl/models/tiny_model.py",
+    "gptoss_rl/models/tiny_task.py",
+    "gptoss_rl/models/tiny_tokenizer.py",
 )
 MANIFEST = "manifest.json"
 # Where a build is made has no influence on what is made.
@@ -97,8 +97,8 @@ def write_model(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     # Imported here because they take seconds, and a call that finds everything made needs none of them.
     import torch
 
-    from gptoss_rl import tiny_model
-    from gptoss_rl.tiny_tokenizer import build_tokenizer
+    from gptoss_rl.models import tiny_model
+    from gptoss_rl.models.tiny_tokenizer import build_tokenizer
 
     torch.set_num_threads(arguments.threads)
     tokenizer = build_tokenizer(tiny_model.MAX_POSITIONS)
@@ -131,29 +131,17 @@ def build(output: Path, data_dir: Path, arguments: argparse.Namespace) -> dict[s
     Returns:
         The manifest.
     """
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # an interrupted build's
-    partial.mkdir()
-    try:
+    from gptoss_rl.models.folder import leftovers, new_folder  # it imports torch
+
+    for path in leftovers(output):  # interrupted builds'; the lock is held
+        shutil.rmtree(path)
+    with new_folder(output) as partial:
         manifest = recipe(arguments)
         manifest["measured"] = write_model(partial, arguments)
         manifest["data_files"] = write_data(data_dir, arguments.train_problems, arguments.eval_problems)
         manifest["model_files"] = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         write_json_atomically(partial / MANIFEST, manifest)
-        replace_directory(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
-
-
-def replace_directory(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`; killed in between, `target` is missing and will be built again."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    new.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -211,8 +199,11 @@ def main(argv: list[str] | None = None) -> int:
         try:
             manifest = build(output, data_dir, arguments)
         except WarmupError as error:
-            print(f"make_tiny_gptoss.py: {error}", file=sys.stderr)
+            print(f"make_tiny_gptoss: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("make_tiny_gptoss: interrupted; nothing half-made was left behind", file=sys.stderr)
+            return 130
     measured = manifest["measured"]
     if measured:
         print(

@@ -1,6 +1,7 @@
-"""Look at machine, software, files, flags and memory before a run; every problem with its remedy.
+"""Look at machine, software, kernels, files, flags, learning rate, memory and duration before a run; problems with remedies.
 
-Exits with 1 when something would stop the run or make it worthless. Without GPUs it says what it could not check.
+Launchers run it with their flags. Exits with 1 when something would stop the run or make it worthless. Without GPUs it says
+what it could not check.
 
     python preflight.py --config a31
     python preflight.py --config tiny_cpu --json
@@ -17,13 +18,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gptoss_rl.doctor import STOP, Finding, examine, probe
-from gptoss_rl.flags import ENTRY_POINT, parse, resolve
+from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ENTRY_POINT
+from gptoss_rl.run.flag_rules import read_flags
 
 ROOT = Path(__file__).resolve().parent
 COLOURS = {"ok": "green", "warning": "yellow", "stop": "bold red", "not checked": "dim"}
+LOG_WIDTH = 160  # where the output is no terminal
+LAUNCHERS = sorted(path.stem.removeprefix("train_grpo_").removeprefix("20b_") for path in ROOT.glob("train_grpo_*.sh"))
 
 
 def launcher(config: str) -> Path:
@@ -31,8 +37,7 @@ def launcher(config: str) -> Path:
     for path in (ROOT / f"train_grpo_20b_{config}.sh", ROOT / f"train_grpo_{config}.sh"):
         if path.is_file():
             return path
-    known = sorted(path.stem.removeprefix("train_grpo_").removeprefix("20b_") for path in ROOT.glob("train_grpo_*.sh"))
-    sys.exit(f"preflight: no launcher for --config {config}; there are {', '.join(known)}")
+    sys.exit(f"preflight: no launcher for --config {config}; there are {', '.join(LAUNCHERS)}")
 
 
 def flags_of(config: str, extra: list[str]) -> list[str]:
@@ -43,29 +48,45 @@ def flags_of(config: str, extra: list[str]) -> list[str]:
     return words[words.index(ENTRY_POINT) + 1 :]
 
 
+def look(argv: list[str]) -> list[Finding]:
+    """What `examine` finds of a run with these flags; of flags that cannot even be read, why."""
+    try:
+        args = read_flags(argv)
+    except GateError as error:
+        return [Finding(STOP, "flags", str(error))]
+    return examine(args, probe(Path(args.run_dir or ROOT).absolute()), ROOT)
+
+
 def show(findings: list[Finding]) -> None:
+    """A table; one line a finding as far as the width allows."""
     table = Table(box=None, padding=(0, 1))
     for head in ("", "check", "seen", "remedy"):
         table.add_column(head, overflow="fold")
     for finding in findings:
-        table.add_row(f"[{COLOURS[finding.level]}]{finding.level}[/]", finding.check, finding.seen, finding.remedy)
-    Console().print(table)
+        words = map(escape, (finding.check, finding.seen, finding.remedy))
+        table.add_row(f"[{COLOURS[finding.level]}]{finding.level}[/]", *words)
+    Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Further flags are the launcher's.")
-    parser.add_argument("--config", required=True, help="a29b, a30, a31 or tiny_cpu")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--config", metavar="NAME",
+        help=f"a launcher: {', '.join(LAUNCHERS)}; without it the further flags are the whole command's")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="findings (level, check, seen, remedy) as JSON instead of a table")
     own, extra = parser.parse_known_args()
-    args = resolve(parse(flags_of(own.config, extra)))
-    machine = probe(ROOT)
-    requirements = ROOT / "requirements" / ("gpu.txt" if machine.gpus else "cpu.txt")
-    findings = examine(args, machine, requirements)
+    if not own.config and not any(word.split("=")[0] == "--pretrain" for word in extra):
+        parser.error("--config NAME, or the whole command's flags (at least --pretrain)")
+    findings = look(flags_of(own.config, extra) if own.config else extra)
     if own.json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
         show(findings)
-    sys.exit(any(finding.level == STOP for finding in findings))
+    stops = [finding for finding in findings if finding.level == STOP]
+    for finding in stops:
+        # A gate's sentence names its remedy itself.
+        print(f"preflight: {finding.check}: {finding.seen}" + (f". Remedy: {finding.remedy}" if finding.remedy else ""),
+              file=sys.stderr)  # fmt: skip
+    sys.exit(bool(stops))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,16 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-[[ $# -ge 1 && -f $1 ]] || { echo "usage: bash preflight_lr.sh LAUNCHER [FLAGS]" >&2; exit 2; }
-launcher=$1
+# The launcher is executed, so nothing else may be given in its place.
+launcher=${1:-}
+launcher=${launcher#./}
+[[ $launcher == train_grpo_*.sh && $launcher != */* && -f $launcher ]] || {
+  echo "usage: bash preflight_lr.sh train_grpo_NAME.sh [FLAGS]; here are: $(echo train_grpo_*.sh)" >&2
+  exit 2
+}
 shift
 [[ -x .venv/bin/python ]] || { echo "no environment here; run: bash setup_env.sh" >&2; exit 1; }
 command=$(DRY_RUN=1 bash "$launcher" "$@")
 # The launcher printed its words quoted for the shell; everything after the module's name is a flag.
 eval "words=(${command#* -m openrlhf.cli.train_ppo_ray })"
-exec .venv/bin/python -m gptoss_rl.preflight_lr "${words[@]}"
+exec .venv/bin/python -m gptoss_rl.run.preflight_lr "${words[@]}"

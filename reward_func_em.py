@@ -57,14 +57,22 @@ UNIT_WORDS = """
     students way ways
 """
 UNITS = frozenset(UNIT_WORDS.split())
+# With those, all that \mathrm may hold and a word of two letters in \text may be: 5\mathrm{ln} and 5\text{xy} are not 5.
+UNIT_SYMBOLS = """
+    in yd hr hrs min mins sec secs sq square cubic mg gm dm nm mb gb kb kw hz rad pa kpa ev mol kcal rpm kph kmh am pm th st
+    nd rd
+"""
+SHORT_UNITS = UNITS | frozenset(UNIT_SYMBOLS.split())
 UNIT_LETTERS = frozenset("msghlLNJWVCF")  # alone in \text; any other letter is a variable, 5\mathrm{i}, or 5 million
 # Words that make another number of the one before them; they are no unit, in \text or out of it.
 NUMBER_WORDS = """
-    and or to plus minus not pi squared cubed factorial base mod modulo half halves third thirds
-    fourths fifths sixths eighths tenths hundredths thousandths dozen dozens hundred hundreds thousand thousands
-    million millions billion billions trillion trillions zero one two three four five six seven eight nine ten eleven
-    twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy
-    eighty ninety
+    and or to plus minus not negative pi squared cubed factorial root log sin cos tan exp infinity double triple
+    base binary ternary octal hex hexadecimal mod modulo half halves third thirds quarter fourths fifths sixths sevenths
+    eighths ninths tenths hundredths thousandths millionths dozen dozens score gross hundred hundreds thousand thousands
+    grand myriad lakh lakhs crore crores mil million millions billion billions trillion trillions quadrillion quadrillions
+    quintillion quintillions sextillion septillion octillion nonillion decillion zero one two three four five six seven
+    eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty
+    sixty seventy eighty ninety
 """
 NO_UNITS = frozenset(NUMBER_WORDS.split())
 MARKS_IN_TEXT = frozenset("./'()-%\u00b0") | {"\\%"}
@@ -261,7 +269,8 @@ class _Tokens:
             return brace - 1
         brace = self.partner.get(end - 1, self.start)
         style = brace - 2 if self.at(brace - 1) == " " else brace - 1
-        return style if self.at(style) in TEXT_STYLES and self._is_unit(brace + 1, end - 1) else None
+        symbols = self.at(style) == "\\mathrm"
+        return style if self.at(style) in TEXT_STYLES and self._is_unit(brace + 1, end - 1, symbols) else None
 
     def _remark_start(self, end: int) -> int | None:
         """Start of ` (apples)`. It takes a blank and a word, because 5(x) and 5(ab) are products."""
@@ -273,11 +282,11 @@ class _Tokens:
             return None
         return index if self._is_unit(index + 1, end - 1) else None
 
-    def _is_unit(self, start: int, end: int) -> bool:
-        """Whether the text there says what is counted, and nothing about how many."""
+    def _is_unit(self, start: int, end: int, symbols: bool = False) -> bool:
+        """Whether the text there says what is counted, and nothing about how many; as symbols, listed units alone."""
         words = [t for t in self.tokens[start:end] if t not in BLANKS and t not in MARKS_IN_TEXT]
-        if len(words) == 1 and len(words[0]) == 1:
-            return words[0] in UNIT_LETTERS
+        if symbols or (len(words) == 1 and len(words[0]) <= 2):
+            return all(w in UNIT_LETTERS if len(w) == 1 else w.lower() in SHORT_UNITS for w in words)
         return all(w.isascii() and w.isalpha() and w.lower() not in NO_UNITS for w in words)
 
 
@@ -452,13 +461,15 @@ def grade_file(path: Path) -> tuple[Counter, list[str]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         counts["rows"] += 1
-        counts["right"] += result.correct
+        # `correct` is false for a response that was cut off, `reward` is not (gptoss_rl/run/rollouts.py).
+        right = result.correct and not ("correct" in row and row.get("finish_reason") == "length")
+        counts["right"] += right
         counts["no final message"] += not result.final_channel
         counts["no answer"] += result.answer is None
         counts["not a number"] += result.answer is not None and result.value is None
         counts["stored grades"] += stored is not None
-        if stored is not None and stored != result.correct:
-            now = "wrong, now right" if result.correct else "right, now wrong"
+        if stored is not None and stored != right:
+            now = "wrong, now right" if right else "right, now wrong"
             counts[f"stored {now}"] += 1
             answer = None if result.answer is None else result.answer[:100]
             flips.append(f"line {number}: stored {now}: answer {answer!a}, label {row['label']!a}")

@@ -37,9 +37,9 @@ def sequence_of_syncs(mode: str, folder: Path) -> dict[str, Any]:
     import ray
 
     from gptoss_rl.errors import SyncError
-    from gptoss_rl.local_engine import engine_arguments, start_engine
-    from gptoss_rl.lora_sync import LoraSync
-    from gptoss_rl.random_model import random_adapter, set_random_B
+    from gptoss_rl.models.random_model import random_adapter, set_random_B
+    from gptoss_rl.sync.local_engine import engine_arguments, start_engine
+    from gptoss_rl.sync.lora_sync import LoraSync
 
     args = engine_arguments(lora_rank=RANK, vllm_lora_sync=mode, enforce_eager=True, vllm_max_num_seqs=16)
     used, fresh = (start_engine(folder, args, max_model_len=128, worker="faulty_worker.FaultyWorker") for _ in range(2))
@@ -75,7 +75,7 @@ def sequence_of_syncs(mode: str, folder: Path) -> dict[str, Any]:
 def result(request: pytest.FixtureRequest, gpt_oss_folder: Path) -> dict[str, Any]:
     import ray
 
-    from gptoss_rl.local_engine import start_ray
+    from gptoss_rl.sync.local_engine import start_ray
 
     start_ray(devices=2, extra_path=Path(__file__).resolve().parent / "tests")
     yield sequence_of_syncs(request.param, gpt_oss_folder)
@@ -107,8 +107,8 @@ def test_merge_mode_says_how_much_rounding_lost(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    from gptoss_rl.local_engine import start_ray
-    from gptoss_rl.random_model import save_random_gpt_oss
+    from gptoss_rl.models.random_model import save_random_gpt_oss
+    from gptoss_rl.sync.local_engine import start_ray
 
     start_ray(devices=2, extra_path=Path(__file__).resolve().parent / "tests")
     failed = False

@@ -4,13 +4,14 @@
 # Hardware  one node, 8 cards of 24 GB (A30). Cards 0-3: two vLLM engines, TP=2, MXFP4. Cards 4-7: ZeRO-3 with
 #           parameters and optimizer in host memory (about 42 GB for the BF16 base, in all).
 # Hours     never measured on this hardware; preflight_lr.sh prints the number of steps.
-# Memory    an engine card holds 7.6 GB of weights, the rest of its share is KV cache.
+# Memory    an engine card holds 7.4 GB of weights, the rest of its share is KV cache; preflight.py estimates the others.
 #
 #   bash train_grpo_20b_a30.sh                               # the variants are what one runs
 #   DRY_RUN=1 bash train_grpo_20b.sh                         # print the command and stop
 #   RAY_ADDRESS=10.0.0.1:6379 bash train_grpo_20b_a30.sh --actor_num_nodes 2      # on a Ray cluster that is up
 #
-# Any flag can be given again at the end: the last one wins. RUN_NAME names the folder under runs/.
+# Any flag can be given again at the end: the last one wins. RUN_NAME names the folder under runs/. preflight.py looks before
+# anything starts; PREFLIGHT=0 goes on in spite of what it says (its estimates may be wrong), the gates of the launch stay.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -83,9 +84,14 @@ if [[ ${DRY_RUN:-0} == 1 ]]; then
 fi
 
 [[ -x $PYTHON ]] || { echo "no environment here; run: bash setup_env.sh" >&2; exit 1; }
-bash apply_patches.sh --check
-"$PYTHON" -m gptoss_rl.preflight_lr "${flags[@]}"
-run_dir=$("$PYTHON" -m gptoss_rl.launch "${flags[@]}")
+"$PYTHON" preflight.py "${flags[@]}" || [[ ${PREFLIGHT:-1} == 0 ]]
+run_dir=$("$PYTHON" -m gptoss_rl.run.launch "${flags[@]}")
 echo "run directory: $run_dir"
-"$PYTHON" -m openrlhf.cli.train_ppo_ray "${flags[@]}" 2>&1 | tee -a "$run_dir/train.log"
-"$PYTHON" -m gptoss_rl.summary "$run_dir"
+export WANDB_DIR=${WANDB_DIR:-$run_dir}    # under --use_wandb
+status=0
+"$PYTHON" -m openrlhf.cli.train_ppo_ray "${flags[@]}" 2>&1 | tee -a "$run_dir/train.log" || status=$?
+[[ $status != 0 ]] || "$PYTHON" -m gptoss_rl.run.summary "$run_dir" || status=$?
+echo "{\"status\": $status}" >"$run_dir/exit.json"    # how a reader knows a stopped run from a crashed one
+# Of a run that was stopped, too: it says by which gate.
+"$PYTHON" -m gptoss_rl.report "$run_dir" || echo "the report could not be written (its message is above)" >&2
+exit "$status"

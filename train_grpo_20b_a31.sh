@@ -13,7 +13,5 @@ learning_rate=1e-5
 exec bash "$(dirname "${BASH_SOURCE[0]}")/train_grpo_20b_a30.sh" \
   --actor_learning_rate "$learning_rate" \
   --zero_variance skip \
-  --micro_batch_order length \
   --is_correction tis --is_weight_high 2.0 \
-  --max_mismatch_kl 0.015 --mismatch_patience 5 \
   "$@"

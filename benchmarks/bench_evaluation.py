@@ -21,9 +21,9 @@ import ray
 from transformers import AutoTokenizer
 
 from gptoss_rl.evaluation import Decoding, Served, read_problems, start
+from gptoss_rl.models.tiny_task import split_problems
 from gptoss_rl.prompts import render_prompt
 from gptoss_rl.run_files import read_json_lines
-from gptoss_rl.tiny_task import split_problems
 
 MODEL, EFFORT, MAX_TOKENS, ALONE = Path("models/tiny-gptoss"), "low", 48, 50
 
@@ -98,7 +98,7 @@ def kills(size: int, number: int, seed: int) -> None:
             output = work / f"killed-{k}"
             records = output / "set/tiny-gptoss.jsonl"
             # Most are timed from the first response, so that they hit the generation; one in five hits the start.
-            at, patience = (rng.uniform(0, 0.8), 600.0) if k % 5 else (0.0, rng.uniform(5, 60))
+            at, patience = (rng.uniform(0, 6), 600.0) if k % 5 else (0.0, rng.uniform(5, 60))
             left = kill_once(evaluation(eval_set, output), records, at, patience)
             resumed = subprocess.run(evaluation(eval_set, output), capture_output=True, text=True, check=False)
             if resumed.returncode:
@@ -114,13 +114,13 @@ def kills(size: int, number: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", type=int, default=1000)
-    parser.add_argument("--kills", type=int, default=0, help="instead, so many kills of an evaluation of 200 problems")
+    parser.add_argument("--kills", type=int, default=0, help="instead, so many kills of such an evaluation")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if not (MODEL / "config.json").is_file():
         sys.exit("make the tiny model first: python make_tiny_gptoss.py")
     if args.kills:
-        kills(200, args.kills, args.seed)
+        kills(args.problems, args.kills, args.seed)
     else:
         throughput(args.problems)
 

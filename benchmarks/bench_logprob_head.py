@@ -1,4 +1,4 @@
-"""Peak memory and time of response logprobs at gpt-oss-20b's vocabulary: upstream's way against gptoss_rl.logprob_head.
+"""Peak memory and time of logprobs at gpt-oss-20b's vocabulary: upstream's way against gptoss_rl.training.logprob_head.
 
 Each way runs in its own process: hidden states (2 x tokens, 2880) and the output projection (201,088, 2880) are made, then
 logprobs of random labels, their sum, and its gradient with respect to the hidden states. The peak is what came on top
@@ -36,7 +36,7 @@ def upstream(hidden, weight, labels, entropy: bool):
 
 def chunked(hidden, weight, labels, entropy: bool):
     """Values and entropies come together here, so `entropy` costs nothing more."""
-    from gptoss_rl.logprob_head import FrozenHeadLogProbs
+    from gptoss_rl.training.logprob_head import FrozenHeadLogProbs
 
     flat = hidden.reshape(-1, HIDDEN)
     return FrozenHeadLogProbs.apply(flat, weight, labels.reshape(-1), 1.0, 256, False)[0]

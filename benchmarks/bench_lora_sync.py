@@ -38,10 +38,10 @@ import ray
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-from gptoss_rl.local_engine import engine_arguments, start_engine, start_ray
-from gptoss_rl.lora_sync import LoraSync
-from gptoss_rl.random_model import random_adapter, save_random_gpt_oss
+from gptoss_rl.models.random_model import random_adapter, save_random_gpt_oss
 from gptoss_rl.run_files import write_json_atomically
+from gptoss_rl.sync.local_engine import engine_arguments, start_engine, start_ray
+from gptoss_rl.sync.lora_sync import LoraSync
 
 # gpt-oss-20b's config.json, attention part.
 ATTENTION = {

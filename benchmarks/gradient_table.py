@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from planned import GROUP, REWARDS, FakeActor, gradients, make_plans, make_samples, paper_gradients, training
 
-from gptoss_rl.random_model import random_adapter, save_random_gpt_oss
-from gptoss_rl.train_plan import group_advantages
+from gptoss_rl.models.random_model import random_adapter, save_random_gpt_oss
+from gptoss_rl.training.train_plan import group_advantages
 
 
 def flat(grads: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:

@@ -6,10 +6,23 @@ import importlib.util
 from datetime import datetime
 from pathlib import Path
 
+from gptoss_rl.errors import GateError
 from gptoss_rl.prompts import DEFAULT_REASONING_EFFORT, REASONING_EFFORTS
 
 REFILL_FACTOR = 4  # prompts a step that refill may draw, in rollout batches
 ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
+
+
+# What an evaluation measures depends on these; runs that differ in one are not compared.
+EVALUATION_FLAGS = ("eval_temperature", "generate_max_len", "eval_n_samples_per_prompt", "reasoning_effort")
+
+
+class RefusedFlags(GateError):
+    """Upstream's own validation does not let `flags` pass, which are as they stood on the command line."""
+
+    def __init__(self, flags: argparse.Namespace, error: Exception):
+        super().__init__("flags", f"OpenRLHF refuses these flags: {error}")
+        self.flags = flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,8 +108,8 @@ def _add_loss_arguments(loss: argparse._ArgumentGroup) -> None:
     loss.add_argument("--is_correction", choices=("none", "tis", "icepop", "seq_mask"), default="none",
         help="importance weights trainer / sampler. tis: truncated from above; icepop: 0 outside the bounds; seq_mask: tis, "
              "and 0 for responses whose geometric mean is outside the bounds")  # fmt: skip
-    loss.add_argument("--is_weight_low", type=float, default=None, help="lower bound; default: see gptoss_rl/policy_loss.py")
-    loss.add_argument("--is_weight_high", type=float, default=None, help="upper bound; default: see gptoss_rl/policy_loss.py")
+    loss.add_argument("--is_weight_low", type=float, default=None, help="lower bound; default: see training/policy_loss.py")
+    loss.add_argument("--is_weight_high", type=float, default=None, help="upper bound; default: see training/policy_loss.py")
 
 
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
@@ -125,7 +138,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     Raises:
         SystemExit: argparse's own, on unknown or malformed flags.
-        AssertionError: upstream's own validation.
+        RefusedFlags: upstream's own validation.
     """
     path = openrlhf_parser_source()
     tree = ast.parse(path.read_text(), filename=str(path))
@@ -133,20 +146,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if len(mains) != 1:
         raise RuntimeError(f"{path} has {len(mains)} main blocks, expected 1: read the parser of this version anew")
     captured: list[argparse.Namespace] = []
-    parser = _parser_class(argv)
+    read: list[argparse.Namespace] = []
+    parser = _parser_class(argv, read)
     stand_in = argparse.Namespace(**{**vars(argparse), "ArgumentParser": parser})
     scope = {"__name__": "__main__", "argparse": stand_in, "datetime": datetime, "train": captured.append}
-    exec(compile(ast.Module(mains[0].body, type_ignores=[]), str(path), "exec"), scope)
+    try:
+        exec(compile(ast.Module(mains[0].body, type_ignores=[]), str(path), "exec"), scope)
+    except (AssertionError, ArithmeticError, AttributeError, TypeError) as error:  # it also divides, and splits what is None
+        if not read:
+            raise
+        raise RefusedFlags(read[0], error) from error
     return captured[0]
 
 
-def _parser_class(argv: list[str]) -> type[argparse.ArgumentParser]:
+def _parser_class(argv: list[str], read: list[argparse.Namespace]) -> type[argparse.ArgumentParser]:
+    """Upstream's parser, of `argv`; what it has read is appended to `read`."""
+
     class Parser(argparse.ArgumentParser):
         def __init__(self) -> None:
             # Abbreviated flags would let a typo silently set another flag.
             super().__init__(prog=ENTRY_POINT, allow_abbrev=False)
 
         def parse_args(self, args=None, namespace=None):
-            return super().parse_args(argv, namespace)
+            read.append(super().parse_args(argv, namespace))
+            return read[0]
 
     return Parser

@@ -7,43 +7,60 @@ from dataclasses import dataclass
 class Metric:
     unit: str
     meaning: str
+    may_be_infinite: bool = False  # the error of a mean over one token or prompt; NaN is a fault in every metric
 
+
+# What every line carries beside its metrics.
+STAMPS: dict[str, Metric] = {
+    "step": Metric("count", "global step that the line is about, from 1; a resumed run goes on after its checkpoint's"),
+    "time": Metric("s", "Unix time at which the step was finished"),
+}
 
 METRICS: dict[str, Metric] = {
     "reward/mean": Metric("1", "mean reward of the step's samples"),
     "reward/std": Metric("1", "standard deviation of the reward over the step's samples"),
+    "reward/se": Metric("1", "standard error of the mean reward, over prompts; inf for one prompt", may_be_infinite=True),
     "reward/all_right": Metric("share", "groups in which every sample is right: no gradient"),
     "reward/all_wrong": Metric("share", "groups in which every sample is wrong: no gradient"),
     "reward/answer_found": Metric("share", "samples in which the grader found an answer, right or wrong"),
     "reward/final_channel": Metric("share", "samples that reached the final channel"),
-    "rollout/samples": Metric("count", "samples of the step"),
+    "rollout/samples": Metric("count", "samples drawn, also those refill rejects: reward/ and rollout/ are of all"),
     "rollout/response_tokens_mean": Metric("tokens", "mean response length"),
     "rollout/response_tokens_max": Metric("tokens", "longest response"),
     "rollout/total_tokens": Metric("tokens", "prompt and response tokens of the step"),
     "rollout/truncated": Metric("share", "responses cut off at the length limit"),
     "rollout/policy_version": Metric("count", "policy version that produced the samples"),
     "parity/abs_diff_mean": Metric("nats", "mean |logprob difference| of trainer and sampler, response tokens"),
-    "parity/abs_diff_p99": Metric("nats", "99th percentile of the same"),
-    "parity/abs_diff_se": Metric("nats", "standard error of the mean |logprob difference|; inf for one token"),
-    "parity/kl": Metric("nats/token", "KL(sampler || trainer), k3 estimate"),
-    "parity/kl_se": Metric("nats/token", "its standard error; inf for one token"),
+    "parity/abs_diff_p99": Metric("nats", "99th percentile of |logprob difference| of trainer and sampler, response tokens"),
+    "parity/abs_diff_se": Metric("nats", "standard error of parity/abs_diff_mean; inf for one token", may_be_infinite=True),
+    "parity/abs_diff_early": Metric(
+        "nats", "mean |logprob difference| of the first quarter of tokens by position in the sequence"
+    ),
+    "parity/abs_diff_late": Metric(
+        "nats", "mean |logprob difference| of the last quarter by position; a fault of RoPE grows with it"
+    ),
+    "parity/abs_diff_late_se": Metric(
+        "nats", "standard error of parity/abs_diff_late; inf for one token", may_be_infinite=True
+    ),
+    "parity/kl": Metric("nats/token", "KL(sampler || trainer), k3 estimate, response tokens"),
+    "parity/kl_se": Metric("nats/token", "standard error of parity/kl; inf for one token", may_be_infinite=True),
     "mismatch/ess": Metric("share", "effective sample size of the importance weights trainer / sampler, over tokens"),
-    "mismatch/weight_p01": Metric("1", "1st percentile of these weights"),
-    "mismatch/weight_p99": Metric("1", "99th percentile of these weights"),
-    "mismatch/weight_max": Metric("1", "largest of these weights"),
-    "mismatch/truncated": Metric("share", "trained tokens whose weight the correction cut"),
-    "mismatch/masked": Metric("share", "trained tokens whose weight the correction set to 0"),
+    "mismatch/weight_p01": Metric("1", "1st percentile of the importance weights trainer / sampler"),
+    "mismatch/weight_p99": Metric("1", "99th percentile of the importance weights trainer / sampler"),
+    "mismatch/weight_max": Metric("1", "largest importance weight trainer / sampler"),
+    "mismatch/truncated": Metric("share", "trained tokens whose importance weight --is_correction cut"),
+    "mismatch/masked": Metric("share", "trained tokens whose importance weight --is_correction set to 0"),
     "batch/skipped": Metric("share", "samples left out because their group has no variance"),
     "batch/tokens": Metric("tokens", "tokens of one forward pass over the step, padding included, all ranks"),
-    "batch/padding": Metric("share", "of them padding or placeholders"),
+    "batch/padding": Metric("share", "share of batch/tokens that is padding or placeholders"),
     "rollout/kept_groups": Metric("%", "prompts used of prompts drawn, under --zero_variance refill"),
     "loss/policy": Metric("1", "policy loss, mean over optimizer steps (constant) or micro-batches (token_mean)"),
     "loss/entropy": Metric("nats", "entropy term of the loss, when asked for"),
     "ratio/ppo_kl": Metric("nats/token", "mean of old minus new logprob, by token"),
     "ratio/clip_share": Metric("share", "tokens where PPO's clip is active, as upstream counts them"),
     "ratio/log_ratio_mean": Metric("nats", "mean log-ratio of new to old policy"),
-    "ratio/log_ratio_max": Metric("nats", "largest |log-ratio|"),
-    "ratio/log_ratio_p99": Metric("nats", "99th percentile of |log-ratio|"),
+    "ratio/log_ratio_max": Metric("nats", "largest |log-ratio| of new to old policy"),
+    "ratio/log_ratio_p99": Metric("nats", "99th percentile of |log-ratio| of new to old policy"),
     "ratio/clipped_low": Metric("share", "tokens below the trust region with negative advantage"),
     "ratio/clipped_high": Metric("share", "tokens above the trust region with positive advantage"),
     "ratio/sampler_kl": Metric("nats/token", "upstream's vllm_kl, under importance-sampling correction only"),
@@ -51,12 +68,12 @@ METRICS: dict[str, Metric] = {
     "policy/kl_to_base": Metric("nats/token", "KL(policy || base), k3 estimate; 0 when --init_kl_coef is 0"),
     "advantage/mean": Metric("1", "mean advantage of the samples"),
     "advantage/std": Metric("1", "standard deviation of the advantages"),
-    "advantage/max_abs": Metric("1", "largest |advantage|"),
-    "optimizer/gradient_norm": Metric("1", "L2 norm before clipping, mean over the step's optimizer steps"),
-    "optimizer/gradient_norm_max": Metric("1", "largest of them"),
+    "advantage/max_abs": Metric("1", "largest |advantage| of the samples"),
+    "optimizer/gradient_norm": Metric("1", "L2 norm of the gradient before clipping, mean over the step's optimizer steps"),
+    "optimizer/gradient_norm_max": Metric("1", "largest gradient norm of the step's optimizer steps"),
     "optimizer/steps": Metric("count", "optimizer steps taken in this global step"),
     "optimizer/learning_rate": Metric("1", "learning rate, mean over the step"),
-    "sync/seconds": Metric("s", "gather to last proof"),
+    "sync/seconds": Metric("s", "weight sync, from the gather to the last proof"),
     "sync/dead_zone_share": Metric("share", "merge mode: share of the update lost to bf16 rounding"),
     "time/generate": Metric("s", "rollout, rewards included"),
     "time/experience": Metric("s", "old and base logprobs"),
@@ -118,8 +135,9 @@ TABLE_BEGIN, TABLE_END = "<!-- metric-table:begin -->", "<!-- metric-table:end -
 
 
 def render_table() -> str:
-    """The registry as a Markdown table."""
-    rows = [f"| `{name}` | {metric.unit} | {metric.meaning.replace('|', chr(92) + '|')} |" for name, metric in METRICS.items()]
+    """What a line of metrics.jsonl may hold, as a Markdown table."""
+    listed = (STAMPS | METRICS).items()
+    rows = [f"| `{name}` | {metric.unit} | {metric.meaning.replace('|', chr(92) + '|')} |" for name, metric in listed]
     return "\n".join(["| key | unit | meaning |", "|---|---|---|", *rows])
 
 

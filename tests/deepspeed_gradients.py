@@ -10,9 +10,9 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from planned import GROUP, REWARDS, FakeActor, make_plans, make_samples, training
 
-from gptoss_rl.policy import local_gradients
-from gptoss_rl.random_model import random_adapter
-from gptoss_rl.train_plan import group_advantages
+from gptoss_rl.models.random_model import random_adapter
+from gptoss_rl.training.policy import local_gradients
+from gptoss_rl.training.train_plan import group_advantages
 
 folder, target = sys.argv[1:3]
 policy = random_adapter(folder, rank=4)

@@ -4,8 +4,8 @@ import ray
 from openrlhf.trainer.ray.vllm_engine import LLMRayActor
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 
-from gptoss_rl.lora_payload import Manifest, unpack
-from gptoss_rl.vllm_worker import _serve_weight, _served_weight, _worker_shard
+from gptoss_rl.sync.lora_payload import Manifest, unpack
+from gptoss_rl.sync.vllm_worker import _serve_weight, _served_weight, _worker_shard
 
 
 class FaultyWorker(WorkerWrap):

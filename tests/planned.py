@@ -6,10 +6,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gptoss_rl.actor_step import PlannedTraining
-from gptoss_rl.policy import response_log_probs
-from gptoss_rl.policy_loss import LossOptions
-from gptoss_rl.train_plan import RankPlan, plan_global_step
+from gptoss_rl.training.actor_step import PlannedTraining
+from gptoss_rl.training.policy import response_log_probs
+from gptoss_rl.training.policy_loss import LossOptions
+from gptoss_rl.training.train_plan import RankPlan, plan_global_step
 
 GROUP, MAX_RESPONSE = 4, 24
 # One group all wrong, one all right, two with variance.
@@ -77,8 +77,8 @@ def make_samples(count: int, vocabulary: int, seed: int = 0) -> list[Any]:
 
 def make_plans(samples: list[Any], advantages: torch.Tensor, **changes: Any) -> list[RankPlan]:
     options = {
-        "train_batch_size": len(samples), "micro_batch_size": 4, "max_tokens": None, "ranks": 1, "skip_zero_advantage": True,
-        "sort_by_length": True, "pad_token_id": 0, "seed": 1,
+        "group_size": GROUP, "train_batch_size": len(samples), "micro_batch_size": 4, "max_tokens": None, "ranks": 1,
+        "skip_zero_advantage": True, "sort_by_length": True, "pad_token_id": 0, "seed": 1,
     }  # fmt: skip
     return plan_global_step(samples, advantages, **{**options, **changes})[0]
 
@@ -115,8 +115,8 @@ def relative_error(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 
 def run_on_rank(rank: int, ranks: int, folder: str, port: int) -> None:
     """One of several real processes; rank 0 leaves the averaged gradients in `folder`."""
-    from gptoss_rl.random_model import random_adapter
-    from gptoss_rl.train_plan import group_advantages
+    from gptoss_rl.models.random_model import random_adapter
+    from gptoss_rl.training.train_plan import group_advantages
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     policy = random_adapter(folder, rank=4)

@@ -6,8 +6,8 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from gptoss_rl.installed_package import digests_of, fingerprint
-from gptoss_rl.unified_diff import Tree
+from gptoss_rl.stack.installed import digests_of, fingerprint
+from gptoss_rl.stack.unified_diff import Tree
 
 PACKAGE, VERSION = "fakelib", "1.0"
 HEADER = """\

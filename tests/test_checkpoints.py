@@ -1,16 +1,29 @@
 """What a saved adapter holds, and that a crash never leaves a mixture."""
 
 import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import GptOssForCausalLM
 
-from gptoss_rl.checkpoints import random_states, save_adapter, set_random_states, write_folder_atomically
 from gptoss_rl.errors import GateError
-from gptoss_rl.random_model import random_adapter
+from gptoss_rl.models.random_model import random_adapter, save_random_gpt_oss
+from gptoss_rl.training.checkpoints import (
+    check_loaded,
+    check_settings,
+    random_states,
+    save_adapter,
+    set_random_states,
+    write_folder_atomically,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_saved_adapter_is_an_adapter_and_nothing_else(gpt_oss_folder, tmp_path) -> None:
@@ -65,3 +78,49 @@ def test_random_states_are_restored() -> None:
     second = (torch.rand(3), __import__("random").random(), __import__("numpy").random.rand())
     assert torch.equal(first[0], second[0])
     assert first[1:] == second[1:]
+
+
+@pytest.mark.parametrize(("name", "value"), [("lora_alpha", 32), ("r", 2), ("target_modules", {"q_proj", "k_proj", "v_proj"})])
+def test_another_kind_of_lora_does_not_go_on_from_a_checkpoint(gpt_oss_folder, tmp_path, name: str, value) -> None:
+    model = random_adapter(gpt_oss_folder, rank=4)
+    save_adapter(model, tmp_path)
+    check_settings(model, tmp_path)
+    setattr(model.peft_config["default"], name, value)
+    with pytest.raises(GateError, match=f"gate checkpoint.*{name} is .* there, .* here"):
+        check_settings(model, tmp_path)
+
+
+def test_another_base_of_the_same_shape_does_not_go_on_from_a_checkpoint(gpt_oss_folder, tmp_path) -> None:
+    save_adapter(random_adapter(gpt_oss_folder, rank=4), tmp_path / "adapter")
+    save_random_gpt_oss(tmp_path / "other", seed=5)
+    with pytest.raises(GateError, match="gate checkpoint.*trained on another base"):
+        check_settings(random_adapter(tmp_path / "other", rank=4), tmp_path / "adapter")
+
+
+def test_a_matrix_that_was_not_loaded_is_named(gpt_oss_folder, tmp_path) -> None:
+    model = random_adapter(gpt_oss_folder, rank=4)
+    save_adapter(model, tmp_path)
+    check_loaded(model, tmp_path)
+    parameter = model.get_parameter("base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight")
+    parameter.data[0, 0] = torch.nextafter(parameter.data[0, 0], torch.tensor(2.0))  # the last bit of one number
+    with pytest.raises(
+        GateError, match=r"loaded 1 of 16 LoRA matrices other than .* lora_B of model.layers.1.self_attn.v_proj"
+    ):
+        check_loaded(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if "layers.0.self_attn.q_proj.lora_A" not in name}, file)
+    with pytest.raises(GateError, match="differ in LoRA matrices: lora_A of model.layers.0.self_attn.q_proj"):
+        check_loaded(model, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_checkpoint_is_taken_up_bit_for_bit_under_zero3(tmp_path, dtype: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, ROOT / "tests" / "zero3_checkpoint.py", tmp_path, str(port), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["whole"] is None
+    assert "the checkpoint is a mixture" in found["mixed"]

@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 import build_ood_1000
-import filter_numinamath
-from gptoss_rl.data.contamination import Index, Problem, near_duplicates
-from gptoss_rl.data.files import DataError, manifest_path, read_lines, write_all
+from gptoss_rl.data.contamination import Index, Problem, match_table, near_duplicates
+from gptoss_rl.data.files import manifest_path, prompt_row, read_lines, write_all
 from gptoss_rl.data.normalise import normalise
 from gptoss_rl.data.numina import answer_verdict, column_rules, judge, survivors
 from gptoss_rl.data.numina_fixture import bad_rows, frame, good_row, kept_rows, make_rows
 from gptoss_rl.data.verify import verify_file
 from gptoss_rl.errors import GateError
-from gptoss_rl.launch_gates import check_disjoint
 from gptoss_rl.prompts import problem_id
+from gptoss_rl.run.launch_gates import check_disjoint
 from reward_func_em import parse_integer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +33,8 @@ def parquet(tmp_path: Path) -> Path:
 
 
 def run_filter(parquet: Path, *words) -> subprocess.CompletedProcess:
-    command = [sys.executable, "filter_numinamath.py", "--input", parquet, "--tokenizer", "none", "--active_size", "20", *words]
+    command = [sys.executable, "filter_numinamath.py", "--input", parquet, "--tokenizer", "none", "--active_size", "20"]
+    command += words if "--exclude" in words else ["--exclude", "none", *words]
     return subprocess.run([str(w) for w in command], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -99,7 +99,10 @@ def test_what_stands_in_an_evaluation_set_is_removed_and_named(parquet: Path, tm
     held_out = tmp_path / "eval.jsonl"
     texts = [good_row(i)["problem"] for i in (10, 21)]
     held_out.write_text("".join(json.dumps({"problem": text.replace(" ", "  ")}) + "\n" for text in texts))
-    assert run_filter(parquet, "--output_dir", tmp_path / "out", "--exclude", held_out).returncode == 0
+    assert (
+        run_filter(parquet, "--output_dir", tmp_path / "out", "--exclude", held_out, "--exclude-sources", "amc_aime").returncode
+        == 0
+    )
     ids = {row["id"] for row in read_lines(tmp_path / "out" / "sft_rl_pool.jsonl")}
     assert not ids & {problem_id(text) for text in texts}
     pairs = read_lines(tmp_path / "out" / "contaminated_pairs.jsonl")
@@ -116,7 +119,7 @@ def test_only_the_learning_zone_is_kept(parquet: Path, tmp_path: Path) -> None:
         share = number % 3  # none, half or all right
         rows += [{"id": problem_id(good_row(number)["problem"]), "correct": sample < share} for sample in range(2)]
     rates.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run_filter(parquet, "--output_dir", tmp_path / "out", "--solve_rates", rates, "--active_size", "5")
+    done = run_filter(parquet, "--output_dir", tmp_path / "out", "--solve-rates", rates, "--active_size", "5")
     assert done.returncode == 0, done.stderr
     kept = {row["id"] for row in read_lines(tmp_path / "out" / "sft_rl_pool.jsonl")}
     assert kept == {problem_id(good_row(n)["problem"]) for n in range(30) if n % 3 == 1}
@@ -125,8 +128,8 @@ def test_only_the_learning_zone_is_kept(parquet: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[:-200]), "is damaged or no parquet"),
-        (lambda p: p.write_bytes(b""), "is damaged or no parquet"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-200]), "is cut off or damaged, or no parquet"),
+        (lambda p: p.write_bytes(b""), "is cut off or damaged, or no parquet"),
         (lambda p: p.unlink(), "is missing; get it with: python -m gptoss_rl.data fetch numinamath15"),
         (lambda p: frame([r for _, r in ROWS]).drop("answer").write_parquet(p), "lacks the column answer"),
         (lambda p: frame([r for _, r in ROWS]).with_columns(answer=1).write_parquet(p), "answer is Int32"),
@@ -187,6 +190,18 @@ def test_contamination_is_found_in_every_form(text: str, kind: str | None) -> No
     assert match is None or match.other_id == "e"
 
 
+def test_a_problem_that_stands_in_two_sets_is_named_for_both() -> None:
+    near = STORY.replace("A guide counts", "One guide counts")
+    index = Index([Problem("a", near, "first"), Problem("b", STORY, "second"), Problem("c", "What is 2 + 2?", "third")])
+    found = index.matches(Problem("p", STORY, "pool"))
+    assert [(match.other_set, match.kind) for match in found] == [("second", "exact"), ("first", "ngram")]
+    assert match_table(found, ["second", "third"]) == {
+        "first": {"exact": 0, "ngram": 1, "near": 0},
+        "second": {"exact": 1, "ngram": 0, "near": 0},
+        "third": {"exact": 0, "ngram": 0, "near": 0},
+    }
+
+
 def test_a_short_text_is_found_by_its_shingles() -> None:
     index = Index([Problem("e", "Compute the sum of the first ten odd primes", "eval")])
     assert index.find(Problem("p", "Compute the sum of the first ten odd primes please", "pool")).kind == "near"
@@ -194,7 +209,7 @@ def test_a_short_text_is_found_by_its_shingles() -> None:
 
 def test_variants_with_other_labels_are_no_duplicates() -> None:
     texts = [STORY, STORY.replace("A guide", "The guide"), STORY.replace("A guide", "Some guide")]
-    assert near_duplicates(texts, [5, 5, 6]).tolist() == [-1, 0, -1]
+    assert near_duplicates(list(map(normalise, texts)), [5, 5, 6]).tolist() == [-1, 0, -1]
 
 
 def test_the_launch_gate_sees_a_near_copy() -> None:
@@ -235,7 +250,8 @@ def made_math(count: int, level: str, offset: int = 0) -> list[dict]:
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, size in {"MATH45_EVAL": 60, "OOD": 40, "OOD_SMALL": 9, "ID_SIZE": 20, "AIME_SIZE": 5}.items():
+    sizes = {"MATH45_TRAIN": 241, "MATH45_EVAL": 60, "OOD": 40, "OOD_SMALL": 9, "ID_SIZE": 20, "AIME_SIZE": 5}
+    for name, size in sizes.items():
         monkeypatch.setattr(build_ood_1000, name, size)
     folder = tmp_path / "sources"
     folder.mkdir()
@@ -285,7 +301,7 @@ def test_the_pool_and_the_evaluation_sets_do_not_meet(sources, parquet, tmp_path
     out = tmp_path / "out"
     run_build(sources, out, monkeypatch)
     evaluations = [path for path in sorted(out.glob("*.jsonl")) if path.name != "ood_in_training.jsonl"]
-    words = ["--output_dir", out, "--exclude", *evaluations, "--active_size", "30"]
+    words = ["--output_dir", out, "--exclude", *evaluations, "--active_size", "60"]
     done = run_filter(parquet, *words)
     assert done.returncode == 1  # the made-up MATH uses the pool's own problems
     assert "fewer than --active_size" in done.stderr
@@ -299,13 +315,13 @@ def test_the_pool_and_the_evaluation_sets_do_not_meet(sources, parquet, tmp_path
     run_build(sources, out, monkeypatch)
     done = run_filter(parquet, *words)
     assert done.returncode == 0, done.stderr
-    active = out / "sft_rl_pool_30.jsonl"
+    active = out / "sft_rl_pool_60.jsonl"
     run_build(sources, out, monkeypatch, "--pool", out / "sft_rl_pool.jsonl", "--active", active)
     verified = subprocess.run(
         [sys.executable, "-m", "gptoss_rl.data", "verify", out], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert "sft_rl_pool_30.jsonl x probe_set_200.jsonl: disjoint" in verified.stdout
+    assert "sft_rl_pool_60.jsonl x probe_set_200.jsonl: disjoint" in verified.stdout
 
 
 def test_a_source_without_integer_answers_is_an_error(sources, tmp_path, monkeypatch) -> None:
@@ -319,8 +335,39 @@ def test_reading_is_streamed_and_the_grader_reads_the_answers(parquet: Path) -> 
     assert all(row["label"] == parse_integer(row["answer"]) for row in result.rows)
 
 
-def test_solve_rates_need_their_fields(tmp_path: Path) -> None:
-    path = tmp_path / "rates.jsonl"
-    path.write_text('{"id": "a", "correct": 1}\n')
-    with pytest.raises(DataError, match="correct \\(true or false\\)"):
-        filter_numinamath.solve_rates(path)
+def cut(path: Path, left: int) -> None:
+    opened = gzip.open if path.suffix == ".gz" else open
+    rows = read_lines(path)[:left]
+    with opened(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "message"),
+    [
+        ("aime24.jsonl", 4, "aime_eval would have 4 problems, not 5; they come from aime24: is it whole?"),
+        ("math_train.jsonl.gz", 150, "math45_train would have 191 problems, not 241"),
+        ("math_train.jsonl.gz", 1, "math45_train would have"),
+    ],
+)
+def test_a_source_that_was_cut_makes_no_short_set(sources, tmp_path, monkeypatch, name: str, left: int, message: str) -> None:
+    cut(sources / name, left)
+    said = str(run_build(sources, tmp_path / "out", monkeypatch))
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pool_that_is_none_or_too_small_is_refused(sources, tmp_path, monkeypatch, capsys) -> None:
+    pool, active, out = tmp_path / "pool.jsonl", tmp_path / "active.jsonl", tmp_path / "out"
+    assert run_build(sources, out, monkeypatch, "--active", active) == 2
+    assert "name it with --pool" in capsys.readouterr().err
+    pool.write_text(json.dumps({"problem": "What?", "label": "4"}) + "\n")
+    assert "row 1: no text in id, input, source" in str(run_build(sources, out, monkeypatch, "--pool", pool))
+    rows = [prompt_row(good_row(n)["problem"], "4", "made up") for n in range(5_000, 5_025)]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--pool", pool, "--active", active]
+    active.write_text(json.dumps(prompt_row("What is $4 + 4$?", "8", "made up")) + "\n")
+    assert "1 problems of" in str(run_build(sources, out, monkeypatch, *words))
+    active.write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
+    assert "probe_set_200 would have 15 problems, not 20" in str(run_build(sources, out, monkeypatch, *words))
+    assert not out.exists()

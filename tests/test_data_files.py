@@ -22,11 +22,11 @@ from gptoss_rl.data.numina_fixture import frame, good_row, make_rows
 from gptoss_rl.data.readme import readme
 from gptoss_rl.data.sources import SOURCES, Source, fetch, locate, read_rows, revision_of
 from gptoss_rl.errors import GateError
-from gptoss_rl.launch_gates import check_manifests
+from gptoss_rl.run.launch_gates import check_manifests
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = make_rows()
-COMMAND = [sys.executable, "filter_numinamath.py", "--tokenizer", "none", "--active_size", "20"]
+COMMAND = [sys.executable, "filter_numinamath.py", "--tokenizer", "none", "--active_size", "20", "--exclude", "none"]
 
 
 @pytest.fixture
@@ -168,7 +168,9 @@ def test_without_a_network_fetching_says_what_is_not_there(tmp_path: Path) -> No
 
 
 def test_a_missing_input_is_named_with_the_command(tmp_path: Path) -> None:
-    done = run([sys.executable, ROOT / "filter_numinamath.py"], **{"env": {**os.environ, "PYTHONPATH": str(ROOT)}})
+    done = run(
+        [sys.executable, ROOT / "filter_numinamath.py", "--exclude", "none"], **{"env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    )
     if not (ROOT / "data" / "sources").is_dir():
         assert "get it with: python -m gptoss_rl.data fetch numinamath15" in done.stderr
 
@@ -181,7 +183,7 @@ VARIANTS = [
 
 
 def test_families_join_what_matches_by_way_of_others() -> None:
-    words = "abcdefghijklmnopqrst"
+    words = [letter * 2 for letter in "abcdefghijklmnopqrst"]
     chain = [" ".join(words[start : start + 16]) for start in (0, 2, 4)]  # the first and the last match only the second
     assert not find_matches([Problem("0", chain[0], "x")], [Problem("2", chain[2], "x")])
     problems = [Problem(str(i), text, "x") for i, text in enumerate([*chain, "What is $1 + 1$?", *VARIANTS])]
@@ -220,7 +222,8 @@ def test_the_readme_says_what_the_manifests_say(parquet: Path, tmp_path: Path) -
     assert run([*COMMAND, "--input", parquet, "--output_dir", out]).returncode == 0
     text, manifest = (out / "README.md").read_text(), read_manifest(out / "sft_rl_pool.jsonl")
     assert text == readme(out)
-    for words in (manifest["sha256"][:12], f"Of {len(ROWS)} rows read", "| multiple choice | 1 |", "local file"):
+    choices = sum(verdict == "multiple choice" for verdict, _ in ROWS)
+    for words in (manifest["sha256"][:12], f"Of {len(ROWS)} rows read", f"| multiple choice | {choices} |", "local file"):
         assert words in text, words
     manifest_of_active = out / "sft_rl_pool_20.meta.json"
     manifest_of_active.write_text("{")

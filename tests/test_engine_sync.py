@@ -13,18 +13,22 @@ import ray
 import torch
 from faulty_worker import ForgetfulEngine
 
-from gptoss_rl.canary import judge_restored, judge_shift
 from gptoss_rl.errors import GateError, SyncError
-from gptoss_rl.local_engine import engine_arguments, start_engine, start_ray
-from gptoss_rl.lora_sync import LoraSync
-from gptoss_rl.policy import response_log_probs
-from gptoss_rl.random_model import random_adapter, set_random_B
-from gptoss_rl.rollouts import check_parity, difference_statistics
+from gptoss_rl.models.random_model import random_adapter, set_random_B
+from gptoss_rl.run.canary import judge_restored, judge_shift
+from gptoss_rl.sync.local_engine import engine_arguments, start_engine, start_ray
+from gptoss_rl.sync.lora_sync import LoraSync
+from gptoss_rl.training.parity import check_parity, difference_statistics
+from gptoss_rl.training.policy import response_log_probs
 
 pytestmark = pytest.mark.engine
 WORKER = "faulty_worker.FaultyWorker"
 RANK = 8
 Q0 = "model.layers.0.self_attn.q_proj"
+
+
+def parity(differences: torch.Tensor) -> dict[str, float]:
+    return difference_statistics(differences, torch.arange(len(differences)))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_trainer_and_sampler_are_one_model_before_and_after_a_sync(sync: LoraSyn
     before = trainer_scores(trainer)
     sync.sync()
     for engine in sync.engines:
-        figures = difference_statistics(before - sampler_scores(engine))
+        figures = parity(before - sampler_scores(engine))
         check_parity(figures, 0.05, 0.01, "test")
 
 
@@ -136,7 +140,7 @@ def test_a_sampler_that_ignores_the_adapter_is_caught(sync: LoraSync, trainer) -
     with pytest.raises(GateError, match="gate canary.*ignores the adapter"):
         judge_shift(trainer_after - trainer_before, sampler_after - sampler_before, std=0.1)
     with pytest.raises(GateError, match="gate parity"):
-        check_parity(difference_statistics(trainer_after - sampler_after), 0.05, 0.01, "test")
+        check_parity(parity(trainer_after - sampler_after), 0.05, 0.01, "test")
 
 
 def test_attention_without_sinks_is_caught_by_the_parity_gate(sync: LoraSync, trainer) -> None:
@@ -147,7 +151,7 @@ def test_attention_without_sinks_is_caught_by_the_parity_gate(sync: LoraSync, tr
             kept[name] = parameter.detach().clone()
             parameter.data.fill_(-1e4)  # what a kernel that drops the sinks computes
     try:
-        figures = difference_statistics(trainer_scores(trainer) - sampler_scores(sync.engines[0]))
+        figures = parity(trainer_scores(trainer) - sampler_scores(sync.engines[0]))
         with pytest.raises(GateError, match="gate parity.*without sinks"):
             check_parity(figures, 0.05, 0.01, "test")
     finally:
@@ -190,6 +194,21 @@ def deliver_changed(sync: LoraSync, change) -> None:
 def test_a_wrong_scale_is_named(sync: LoraSync) -> None:
     with pytest.raises(SyncError, match=r"engine 0, worker of TP rank 0: module .*serves"):
         deliver_changed(sync, lambda m, d: (dataclasses.replace(m, scaling=m.scaling / 2), d))
+
+
+def test_an_adapter_served_at_half_its_scale_is_caught_by_the_canary_too(sync: LoraSync, trainer) -> None:
+    # As if the digests had been taken of what was sent: the engine serves the scaled adapter all the same.
+    engine = sync.engines[1]
+    for (_, matrix), parameter in sync.parameters.items():
+        if matrix == "B":
+            parameter.data.zero_()  # as it is before step 1
+    sync.sync()
+    trainer_before, sampler_before = trainer_scores(trainer), sampler_scores(engine)
+    set_random_B(trainer, seed=7)
+    with pytest.raises(SyncError, match=r"engine 0, worker of TP rank 0: module .*serves"):
+        deliver_changed(sync, lambda m, d: (dataclasses.replace(m, scaling=m.scaling / 2), d))
+    with pytest.raises(GateError, match="gate canary.*another scale"):
+        judge_shift(trainer_scores(trainer) - trainer_before, sampler_scores(engine) - sampler_before, std=0.1)
 
 
 def test_a_missing_module_is_named(sync: LoraSync) -> None:

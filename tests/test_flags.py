@@ -3,14 +3,16 @@
 import os
 import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from gptoss_rl.engine import engine_options, slot_rank
+from gptoss_rl.doctor.sizes import engine_memory
 from gptoss_rl.flags import parse, resolve
-from gptoss_rl.launch_gates import flag_problems
-from gptoss_rl.local_engine import engine_arguments
+from gptoss_rl.run.flag_rules import flag_problems
+from gptoss_rl.sync.engine import engine_options, slot_rank
+from gptoss_rl.sync.local_engine import engine_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = [
@@ -69,6 +71,24 @@ def test_a31_differs_from_a30_in_what_its_head_says() -> None:
         "actor_learning_rate": 1e-5, "zero_variance": "skip", "is_correction": "tis", "is_weight_high": 2.0,
     }  # fmt: skip
     assert (a31["loss_normalizer"], a31["micro_batch_order"], a31["vllm_lora_sync"]) == ("constant", "length", "adapter")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "called"),
+    [("train_grpo_20b_a29b.sh", "20b"), ("train_grpo_20b_a30.sh", "20b"), ("train_grpo_20b_a31.sh", "20b_a30")],
+)
+def test_a_variant_repeats_nothing_of_what_it_calls(launcher: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN_NAME", "x")
+    words, before = dry_run(launcher), dry_run(f"train_grpo_{called}.sh")
+    assert words[: len(before)] == before
+    starts = [i for i in range(len(before), len(words)) if words[i].startswith("--")]
+    for start, end in pairwise([*starts, len(words)]):
+        assert parse(words) != parse(words[:start] + words[end:]), f"{launcher}: {words[start]} changes nothing"
+
+
+def test_the_base_launchers_memory_is_what_preflight_says() -> None:
+    weights = engine_memory(parse(dry_run("train_grpo_20b.sh")))["weights"]
+    assert f"an engine card holds {weights:.1f} GB of weights" in (ROOT / "train_grpo_20b.sh").read_text()
 
 
 def test_refill_means_bounded_dynamic_filtering() -> None:
@@ -150,6 +170,12 @@ def test_preflight_shows_the_schedule_of_a_launcher() -> None:
         (["--num_prompts", "3200", "--train_batch_size", "48"], "not a multiple of --train_batch_size"),
         (["--num_prompts", "3200", "--train_batch_size", "4"], "not a multiple of --micro_train_batch_size"),
         (["--num_prompts", "8"], "less than one batch"),
+        (["--num_prompts", "-5"], "--num_prompts -5 must be at least 1"),
+        (["--num_prompts", "3200", "--lr_scheduler", "foo"], "--lr_scheduler foo cannot be used"),
+        (["--num_prompts", "3200", "--actor_learning_rate", "-1"], "--actor_learning_rate must be above 0"),
+        (["--num_prompts", "3200", "--micro_train_batch_size", "0"], "--micro_train_batch_size must be at least 1"),
+        (["--num_prompts", "3200", "--micro_rollout_batch_size", "0"], "--micro_rollout_batch_size must be at least 1"),
+        (["--prompt_data", "data"], "--prompt_data data is a folder, not a file; make it, or pass --num_prompts"),
         (["--num_prompts", "3200", "--lr_warmup_ratio", "1.0"], "never reaches its peak of 5e-07"),
     ],
 )
@@ -163,3 +189,11 @@ def test_preflight_names_a_data_file_that_is_missing() -> None:
     done = preflight("train_grpo_20b_a30.sh", "--prompt_data", "data/none.jsonl")
     assert done.returncode != 0
     assert "data/none.jsonl does not exist" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["LICENSE", "gptoss_rl/../train_grpo_20b.sh", "setup_env.sh", "train_grpo_20b_none.sh"])
+def test_preflight_executes_nothing_but_a_launcher(word: str) -> None:
+    done = preflight(word, "--num_prompts", "3200")
+    assert done.returncode == 2
+    assert "usage: bash preflight_lr.sh train_grpo_NAME.sh" in done.stderr
+    assert "train_grpo_20b_a31.sh" in done.stderr

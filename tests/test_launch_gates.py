@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_rl.cluster import devices_needed
 from gptoss_rl.errors import GateError
-from gptoss_rl.launch_gates import (
+from gptoss_rl.run import flag_rules
+from gptoss_rl.run.flag_rules import COUNTS, flag_problems, read_flags
+from gptoss_rl.run.launch_gates import (
     check_disjoint,
     check_flags,
     check_labels,
     check_launch,
     check_length,
-    flag_problems,
+    check_unoccupied,
     read_prompts,
 )
-from gptoss_rl.local_engine import engine_arguments
+from gptoss_rl.sync.cluster import devices_needed
+from gptoss_rl.sync.local_engine import engine_arguments
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -34,14 +38,15 @@ def arguments(files: tuple[Path, Path], **changes) -> argparse.Namespace:
         "apply_chat_template": True, "lora_rank": 8, "attn_implementation": "eager", "advantage_estimator": "dr_grpo",
         "init_kl_coef": 0.0, "n_samples_per_prompt": 4, "rollout_batch_size": 8, "train_batch_size": 32,
         "micro_train_batch_size": 8, "micro_rollout_batch_size": 8, "actor_num_gpus_per_node": 1, "allow_short": True,
-        "lr_warmup_ratio": 0.0,
+        "lr_warmup_ratio": 0.0, "zero_stage": 3, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "remote_rm_url": [str(ROOT / "reward_func_em.py")],
     }  # fmt: skip
     return engine_arguments(**{**good, **changes})
 
 
 def test_good_flags_and_data_pass(files) -> None:
     check_launch(arguments(files))
-    refill = arguments(files, loss_normalizer="token_mean", zero_variance="refill")
+    refill = arguments(files, loss_normalizer="token_mean", zero_variance="refill", lr_scheduler="constant_with_warmup")
     check_launch(refill)
     check_launch(refill)  # the launcher and the entry point both check; the flags are resolved in between
     check_launch(arguments(files, init_kl_coef=0.01))
@@ -53,6 +58,21 @@ def test_good_flags_and_data_pass(files) -> None:
     [
         ({"run_dir": None}, "--run_dir"),
         ({"lora_rank": 0}, "--lora_rank"),
+        ({"lora_alpha": 0}, "--lora_alpha must be above 0"),
+        ({"target_modules": "all-linear"}, "--target_modules all-linear: the engines serve"),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "experts"]}, "--target_modules"),
+        ({"target_modules": ["q_proj"]}, "--target_modules q_proj"),
+        ({"target_modules": []}, "--target_modules"),
+        ({"zero_stage": 2}, "--zero_stage 2"),
+        ({"deepspeed_enable_sleep": True}, "--deepspeed_enable_sleep"),
+        ({"vllm_gpu_memory_utilization": 1.5}, "--vllm_gpu_memory_utilization"),
+        ({"vllm_gpu_memory_utilization": 0.0}, "--vllm_gpu_memory_utilization"),
+        ({"actor_learning_rate": 0.0}, "--actor_learning_rate must be above 0"),
+        ({"actor_learning_rate": float("nan")}, "--actor_learning_rate must be above 0"),
+        ({"lr_scheduler": "foo"}, "--lr_scheduler foo cannot be used (foo is not a valid"),
+        ({"lr_scheduler": "reduce_lr_on_plateau"}, "--lr_scheduler reduce_lr_on_plateau cannot be used"),
+        ({"remote_rm_url": ["nofile.py"]}, "--remote_rm_url nofile.py does not exist"),
+        ({"max_samples": 0}, "--max_samples must be at least 1"),
         ({"lora_dropout": 0.1}, "--lora_dropout"),
         ({"attn_implementation": "flash_attention_2"}, "--attn_implementation flash_attention_2"),
         ({"packing_samples": True}, "--packing_samples"),
@@ -90,7 +110,19 @@ def test_good_flags_and_data_pass(files) -> None:
         ({"top_p": 0.9}, "--top_p"),
         ({"apply_chat_template": False}, "--apply_chat_template"),
         ({"vllm_num_engines": 0}, "--vllm_num_engines"),
+        ({"use_wandb": "0123456789" * 4}, "wandb login"),
         ({"label_key": None}, "--label_key"),
+        ({"agent_func_path": "agent.py"}, "--agent_func_path"),
+        ({"input_template": "Q: {}"}, "--input_template"),
+        ({"prompt_split": "test"}, "--prompt_split"),
+        ({"max_len": 1500}, "--max_len"),
+        ({"normalize_reward": True}, "--normalize_reward"),
+        ({"use_kl_loss": True}, "--use_kl_loss"),
+        ({"kl_target": 0.1}, "--kl_target"),
+        ({"eval_n_samples_per_prompt": 4, "eval_temperature": 0.0}, "--eval_n_samples_per_prompt"),
+        ({"is_correction": "tis", "is_weight_high": 0.0}, "--is_weight_high 0 must lie on both sides of 1"),
+        ({"is_correction": "icepop", "is_weight_low": 2.0}, "--is_weight_low 2 "),
+        ({"num_devices": 5, "actor_num_gpus_per_node": 4}, "more than one actor rank"),
     ],
 )
 def test_every_forbidden_flag_is_refused_by_name(files, change: dict, word: str) -> None:
@@ -98,6 +130,40 @@ def test_every_forbidden_flag_is_refused_by_name(files, change: dict, word: str)
     with pytest.raises(GateError, match="gate flags") as caught:
         check_flags(arguments(files, **change))
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [*COUNTS, "n_samples_per_prompt"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_count_below_one_is_refused_by_name_and_divides_nothing(files, flag: str, value: int) -> None:
+    with pytest.raises(GateError, match=f"--{flag} must be at least"):
+        check_flags(arguments(files, **{flag: value}))
+
+
+def test_other_schedulers_and_reward_servers_stay_possible(files) -> None:
+    for name in ("cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "cosine_warmup_with_min_lr"):
+        assert flag_problems(arguments(files, lr_scheduler=name)) == []
+    assert flag_problems(arguments(files, remote_rm_url=["http://10.0.0.1:5000/get_reward"])) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        # The first two would otherwise be upstream's "The number of sample batches must be greater than ...".
+        (["--rollout_batch_size", "0"], "--rollout_batch_size must be at least 1"),
+        (["--n_samples_per_prompt", "1"], "a group of one has no advantage"),
+        (["--micro_rollout_batch_size", "0"], "--micro_rollout_batch_size must be at least 1"),  # and this a division by it
+        (["--zero_variance", "refill", "--n_samples_per_prompt", "1"], "a group of one has no advantage"),
+    ],
+)
+def test_our_sentences_come_before_upstreams(flags: list[str], words: str) -> None:
+    with pytest.raises(GateError, match=words):
+        read_flags(flags)
+
+
+def test_what_upstream_alone_refuses_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flag_rules, "flag_problems", lambda args: [])
+    with pytest.raises(GateError, match=r"gate flags\] OpenRLHF refuses these flags: The number of sample batches"):
+        read_flags(["--advantage_estimator", "dr_grpo", "--rollout_batch_size", "0"])
 
 
 def test_all_problems_are_named_at_once(files) -> None:
@@ -108,6 +174,21 @@ def test_all_problems_are_named_at_once(files) -> None:
 def test_a_missing_data_file_is_named(files) -> None:
     with pytest.raises(GateError, match="--eval_dataset .*none.jsonl does not exist"):
         check_flags(arguments(files, eval_dataset="none.jsonl"))
+    with pytest.raises(GateError, match="--prompt_data .* is a folder, not a file; --eval_dataset none.jsonl does not exist"):
+        check_flags(arguments(files, prompt_data=str(files[0].parent), eval_dataset="none.jsonl"))
+
+
+def test_a_run_directory_in_use_is_refused_unless_resumed(files, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    check_unoccupied(arguments(files, run_dir=str(folder)))
+    folder.mkdir()
+    check_unoccupied(arguments(files, run_dir=str(folder)))
+    (folder / "config.json").touch()
+    with pytest.raises(GateError, match="already holds a run"):
+        check_unoccupied(arguments(files, run_dir=str(folder)))
+    check_unoccupied(arguments(files, run_dir=str(folder), load_checkpoint=True))
+    with pytest.raises(GateError, match="is a file"):
+        check_unoccupied(arguments(files, run_dir=str(files[0])))
 
 
 def rows(*pairs) -> list[dict]:
@@ -146,6 +227,9 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path) -> None:
     path.write_text('{"input": "a", "label": 1}\n{"input": "b"}\n')
     with pytest.raises(GateError, match=r"broken.jsonl, line 2"):
         read_prompts(path, "input", "label")
+    path.write_bytes(b'{"input": "a", "label": 1}\n{"input": "caf\xe9", "label": 2}\n')
+    with pytest.raises(GateError, match=r"broken.jsonl, line 2"):
+        read_prompts(path, "input", "label")
     path.write_text("")
     with pytest.raises(GateError, match="holds no prompts"):
         read_prompts(path, "input", "label")
@@ -160,6 +244,23 @@ def test_a_short_run_must_be_asked_for(files) -> None:
     with pytest.raises(GateError, match="--allow_short"):
         check_length(arguments(files, allow_short=False), 32)
     check_length(arguments(files, allow_short=False), 8 * 20)
+
+
+def test_a_refilled_run_is_as_long_as_it_is_for_certain(files) -> None:
+    refill = {"zero_variance": "refill", "lr_scheduler": "constant_with_warmup"}
+    with pytest.raises(GateError, match="5 global steps for certain"):  # 8 to 32 prompts a step
+        check_length(arguments(files, allow_short=False, **refill), 8 * 20)
+    check_length(arguments(files, allow_short=False, **refill), 32 * 20)
+    # Warm-up is a share of those steps too.
+    with pytest.raises(GateError, match="warm-up takes 2 of 5"):
+        check_length(arguments(files, lr_warmup_ratio=0.3, **refill), 8 * 20)
+
+
+def test_a_schedule_that_must_know_its_end_is_refused_with_refill(files) -> None:
+    refill = {"zero_variance": "refill", "lr_scheduler": "cosine_with_min_lr"}
+    with pytest.raises(GateError, match="--lr_scheduler cosine_with_min_lr needs the number of steps.*constant_with_warmup"):
+        check_length(arguments(files, **refill), 32 * 20)
+    check_length(arguments(files, lr_scheduler="cosine_with_min_lr"), 32 * 20)
 
 
 def test_devices_are_counted(files) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from planned import make_samples
 
-from gptoss_rl.logprob_head import FrozenHeadLogProbs, install_log_prob_head
-from gptoss_rl.policy import response_log_probs, token_log_probs
-from gptoss_rl.random_model import random_adapter
+from gptoss_rl.models.random_model import random_adapter
+from gptoss_rl.training.logprob_head import FrozenHeadLogProbs, install_log_prob_head
+from gptoss_rl.training.policy import response_log_probs, token_log_probs
 
 N, H, V = 23, 16, 50
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from gptoss_rl.lora_payload import (
+from gptoss_rl.sync.lora_payload import (
     HeadLayout,
     Manifest,
     delta_norm,

@@ -1,15 +1,21 @@
 """The judge of a sync, against hand-made answers: what real workers cannot be made to say."""
 
+import asyncio
 import copy
+import sys
+import types
 
+import numpy as np
 import pytest
 import ray
 import torch
 
 from gptoss_rl.errors import GateError, SyncError
-from gptoss_rl.lora_payload import expected_digests, pack
-from gptoss_rl.lora_sync import LoraSync, lora_parameters, lora_scaling
-from gptoss_rl.random_model import random_adapter
+from gptoss_rl.models.random_model import random_adapter
+from gptoss_rl.sync import engine as engine_module
+from gptoss_rl.sync.engine import PolicyEngine
+from gptoss_rl.sync.lora_payload import expected_digests, pack
+from gptoss_rl.sync.lora_sync import LoraSync, lora_parameters, lora_scaling
 
 RANK = 4
 
@@ -37,7 +43,7 @@ def exchange(sync: LoraSync):
         }
         return {**header, "modules": digests, "seconds": {"apply": 0.0}}
 
-    replies = [{"answers": [answer(0), answer(1)], "in_flight": 0, "seconds": 0.0} for _ in range(2)]
+    replies = [{"answers": [answer(0), answer(1)], "in_flight": 0, "cache_reset": True, "seconds": 0.0} for _ in range(2)]
     return manifest, matrices, replies
 
 
@@ -97,9 +103,52 @@ def test_every_tp_rank_must_answer_once(sync: LoraSync, exchange, answers: list[
 
 def test_requests_in_flight_stop_the_sync(sync: LoraSync, exchange) -> None:
     manifest, matrices, replies = exchange
-    busy = [replies[0], {"answers": [], "in_flight": 3, "seconds": 0.0}]
+    busy = [replies[0], {"answers": [], "in_flight": 3, "cache_reset": False, "seconds": 0.0}]
     with pytest.raises(SyncError, match="engine 1 still had 3 requests in flight"):
         sync.judge(manifest, matrices, busy)
+
+
+class StubEngine(PolicyEngine):
+    """One worker that serves what it is sent, and a prefix cache that is in use the first `refusals` times."""
+
+    def __init__(self, refusals: int, answer: dict, additional_config: dict):
+        self.refusals, self.answer, self.llm = refusals, answer, self
+        self.kwargs = {"additional_config": additional_config}
+
+    def get_num_unfinished_requests(self) -> int:
+        return 0
+
+    async def call_workers(self, method: str, *args) -> list[dict]:
+        return [self.answer]
+
+    async def reset_prefix_cache(self) -> bool:
+        self.refusals -= 1
+        return self.refusals < 0
+
+
+def sync_stub(monkeypatch, manifest, refusals: int, **config) -> tuple[StubEngine, dict]:
+    # Importing vLLM takes ten seconds, and nothing of it is under test.
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", types.SimpleNamespace(LoRARequest=dict))
+    monkeypatch.setattr(engine_module, "CACHE_RESET_SECONDS", 0.25)
+    stub = StubEngine(refusals, {"error": None, "version": manifest.version}, config)
+    return stub, asyncio.run(stub.sync_policy(manifest.to_json(), np.zeros(1, dtype=np.uint8)))
+
+
+@pytest.mark.parametrize("config", [{}, {"gptoss_rl_merge": True}])
+def test_an_engine_that_keeps_an_older_policys_cache_is_named(sync: LoraSync, exchange, monkeypatch, config: dict) -> None:
+    # vLLM says so by returning False. In merge mode a prompt would be continued from the older policy's keys and values.
+    manifest, matrices, replies = exchange
+    stub, reply = sync_stub(monkeypatch, manifest, refusals=1000, **config)
+    assert stub.policy_version == 0  # no response is stamped with a policy that it may not come from
+    with pytest.raises(SyncError, match="engine 1: vLLM did not reset its prefix cache for policy version 7"):
+        sync.judge(manifest, matrices, [replies[0], {**reply, "answers": replies[1]["answers"]}])
+
+
+def test_a_cache_that_is_free_a_moment_later_is_reset(sync: LoraSync, exchange, monkeypatch) -> None:
+    manifest, matrices, replies = exchange
+    stub, reply = sync_stub(monkeypatch, manifest, refusals=1)
+    assert (stub.policy_version, stub.refusals) == (7, -1)
+    sync.judge(manifest, matrices, [replies[0], {**reply, "answers": replies[1]["answers"]}])
 
 
 def test_an_engine_that_does_not_answer_is_named(sync: LoraSync, exchange) -> None:
@@ -109,10 +158,8 @@ def test_an_engine_that_does_not_answer_is_named(sync: LoraSync, exchange) -> No
             self.silent = silent
 
         async def sync_policy(self, manifest_json, payload):
-            import asyncio
-
             await asyncio.sleep(600 if self.silent else 0)
-            return {"answers": [], "in_flight": 0, "seconds": 0.0}
+            return {"answers": [], "in_flight": 0, "cache_reset": True, "seconds": 0.0}
 
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:

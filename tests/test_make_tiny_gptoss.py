@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from gptoss_rl.models.tiny_task import guessing_response, split_problems, working_response
 from gptoss_rl.prompts import HARMONY_MARKERS, render_prompt
-from gptoss_rl.tiny_task import guessing_response, split_problems, working_response
 from reward_func_em import grade
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +82,14 @@ def test_the_two_habits_are_what_they_are_said_to_be() -> None:
     items = split_problems()["train"]
     assert all(grade(working_response(s), s.answer).correct for s in items)
     assert all(grade(guessing_response(s), s.answer).correct is (not s.carries) for s in items)
+
+
+def test_what_an_interrupted_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    for name in (".model.7.partial", ".model.7.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
+    assert make(tmp_path).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.lock", "data", "model"]
 
 
 def test_a_second_call_finds_it_and_another_seed_makes_another(made: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssForCausalLM
 
-from gptoss_rl.checkpoints import save_adapter
-from gptoss_rl.random_model import LORA_TARGETS, random_adapter, set_random_B
-from merge_lora import MergeError, merge, merge_weight, rounding_of
+from gptoss_rl.models.folder import CheckpointError
+from gptoss_rl.models.random_model import LORA_TARGETS, random_adapter, set_random_B
+from gptoss_rl.training.checkpoints import save_adapter
+from merge_lora import merge, merge_weight, rounding_of
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = torch.arange(5, 45).unsqueeze(0)
@@ -83,7 +84,7 @@ def pefts(base: Path, adapter: Path) -> GptOssForCausalLM:
 
 def assert_refused(base: Path, adapter: Path, output: Path, message: str) -> None:
     before = sorted(output.parent.rglob("*"))
-    with pytest.raises(MergeError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         merge(base, adapter, output)
     assert sorted(output.parent.rglob("*")) == before
 
@@ -205,7 +206,7 @@ def test_an_adapter_of_another_kind_is_refused_by_name(
             lambda n, t: [(n.replace("layers.1", "layers.7"), t)],
             r"4 of 8 adapted weights are not in .*model\.layers\.7\.self_attn",
         ),
-        (lambda n, t: [(n, t[:-1] if n == FIRST_B else t)], r"q_proj\.weight has shape \(128, 64\) in .* and \(127, 64\)"),
+        (lambda n, t: [(n, t[:-1] if n == FIRST_B else t)], r"q_proj\.weight is \(128, 64\) in .* and \(127, 64\)"),
         (lambda n, t: [(n, t * float("nan") if n == FIRST_B else t)], "lora_B.weight holds values that are not finite"),
         (lambda n, t: [(n, t * 1e30)], "not finite after merging"),
         (lambda n, t: [(n, t), (n.replace("weight", "default.weight"), t.clone())], "under two names"),
@@ -219,14 +220,14 @@ def test_adapter_tensors_that_do_not_fit_are_named(base: Path, adapter: Path, tm
     assert_refused(base, adapter, tmp_path / "out", message)
 
 
-def test_a_quantised_base_is_refused_with_the_remedy(own_base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_quantized_base_is_refused_with_the_remedy(own_base: Path, adapter: Path, tmp_path: Path) -> None:
     change_config(own_base, "config.json", quantization_config={"quant_method": "mxfp4"})
-    assert_refused(own_base, adapter, tmp_path / "out", r"quantised \(mxfp4\); dequantise it once .*dequantize=True")
+    assert_refused(own_base, adapter, tmp_path / "out", r"quantized \(mxfp4\); dequantize it once .python dequantize_mxfp4.py")
 
 
 def test_a_weight_that_is_no_float_is_refused(own_base: Path, adapter: Path, tmp_path: Path) -> None:
     change_tensors(shard_of(own_base, FIRST), lambda n, t: [(n, t.to(torch.uint8) if n == FIRST else t)])
-    assert_refused(own_base, adapter, tmp_path / "out", "q_proj.weight is stored as U8")
+    assert_refused(own_base, adapter, tmp_path / "out", "q_proj.weight is U8")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_an_index_that_lies_is_refused(own_base: Path, adapter: Path, tmp_path: 
     index = json.loads(path.read_text())
     index["weight_map"][FIRST] = shard_of(own_base, "lm_head.weight").name
     path.write_text(json.dumps(index))
-    assert_refused(own_base, adapter, tmp_path / "out", "index.json and the shards disagree")
+    assert_refused(own_base, adapter, tmp_path / "out", "index.json and shards disagree")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors.index.json"])
@@ -296,7 +297,7 @@ def test_memory_does_not_grow_with_the_shard(gpt_oss_folder: Path, adapter: Path
 
 @pytest.mark.parametrize("place", ["base", "base/merged", "."])
 def test_the_output_lies_apart_from_its_inputs(own_base: Path, adapter: Path, tmp_path: Path, place: str) -> None:
-    with pytest.raises(MergeError, match="not apart"):
+    with pytest.raises(CheckpointError, match="not apart"):
         merge(own_base, adapter, tmp_path / place, overwrite=True)
     assert (own_base / "config.json").is_file()
 
@@ -304,7 +305,7 @@ def test_the_output_lies_apart_from_its_inputs(own_base: Path, adapter: Path, tm
 def test_a_directory_of_others_is_never_replaced(base: Path, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(MergeError, match="was not made by this script"):
+    with pytest.raises(CheckpointError, match="was not made by this script"):
         merge(base, adapter, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "thesis.txt").is_file()
 
@@ -335,7 +336,7 @@ def test_a_failed_overwrite_leaves_the_old_output(base: Path, adapter: Path, tmp
     before = {path.name: sha256(path) for path in (tmp_path / "out").iterdir()}
     # Noticed while the weight is being merged, after other shards have been written.
     change_tensors(adapter / "adapter_model.safetensors", lambda n, t: [(n, t * 1e30 if "layers.1" in n else t)])
-    with pytest.raises(MergeError, match="not finite after merging"):
+    with pytest.raises(CheckpointError, match="not finite after merging"):
         merge(base, adapter, tmp_path / "out", overwrite=True)
     assert {path.name: sha256(path) for path in (tmp_path / "out").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "out"]

@@ -3,7 +3,7 @@
 import pytest
 from stack_fixture import HALF, HEADER, NEW1, make_patches
 
-from gptoss_rl.patch_series import (
+from gptoss_rl.stack.series import (
     TABLE_BEGIN,
     TABLE_END,
     TABLE_FILES,
@@ -15,7 +15,7 @@ from gptoss_rl.patch_series import (
     with_table,
     write_tables,
 )
-from gptoss_rl.unified_diff import Patch, PatchStackError
+from gptoss_rl.stack.unified_diff import Patch, PatchStackError
 
 
 def header(text: str):

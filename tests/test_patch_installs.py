@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from stack_fixture import NEW1, PACKAGE, PRISTINE, make_wheel, stack_one, stack_two, write_files
 
-from gptoss_rl.installed_package import digests_of, fingerprint, read_tree
-from gptoss_rl.patch_series import ROOT, load_stack
-from gptoss_rl.patch_stack import apply, check_stack
-from gptoss_rl.unified_diff import PatchStackError
+from gptoss_rl.stack.apply import apply, check_stack
+from gptoss_rl.stack.installed import digests_of, fingerprint, read_tree
+from gptoss_rl.stack.series import ROOT, load_stack
+from gptoss_rl.stack.unified_diff import PatchStackError
 
 quiet = {"say": lambda text: None}
 
@@ -71,7 +71,7 @@ def test_the_gate_sees_a_package_that_shadows_the_checked_one(environment, tmp_p
     wheel, patches = make_wheel(tmp_path), stack_two(tmp_path / "patches")
     pip(environment, "install", "--no-index", "--no-deps", "--force-reinstall", wheel)
     code = (
-        "from pathlib import Path; from gptoss_rl.patch_stack import apply, check_stack;"
+        "from pathlib import Path; from gptoss_rl.stack.apply import apply, check_stack;"
         f"p = Path({str(patches)!r}); apply(patches=p); print(check_stack(patches=p))"
     )
     python = environment / "bin/python"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from stack_fixture import NEW1, NEW2, PACKAGE, PRISTINE, make_site, stack_one, stack_two
 
-from gptoss_rl import patch_stack
-from gptoss_rl.installed_package import read_tree
-from gptoss_rl.patch_series import ROOT
-from gptoss_rl.patch_stack import apply, check_stack, restore
+from gptoss_rl.stack import apply as patch_stack
+from gptoss_rl.stack.apply import apply, check_stack, restore
+from gptoss_rl.stack.installed import read_tree
+from gptoss_rl.stack.series import ROOT
 
 KILLS = 50
 SEED = 0
@@ -121,7 +121,7 @@ def test_the_kernel_here_exchanges_folders_atomically(tmp_path):
 DRIVER = """
 import itertools, sys
 from pathlib import Path
-from gptoss_rl import patch_stack
+from gptoss_rl.stack import apply as patch_stack
 site, one, two = map(Path, sys.argv[1:4])
 if sys.argv[4] == "two renames":
     patch_stack.exchange = lambda a, b: False

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from stack_fixture import NEW1, PACKAGE, PRISTINE, make_patches, make_wheel, stack_one, write_files
 
-from gptoss_rl.patch_report import fit_stack, load_tree, report
-from gptoss_rl.patch_series import Stack, load_stack
-from gptoss_rl.unified_diff import PatchStackError
+from gptoss_rl.stack.report import fit_stack, load_tree, report
+from gptoss_rl.stack.series import Stack, load_stack
+from gptoss_rl.stack.unified_diff import PatchStackError
 
 ALPHA = f"{PACKAGE}/alpha.py"
 BODY = b"".join(b"line %d\n" % n for n in range(1, 61))

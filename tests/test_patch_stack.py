@@ -27,11 +27,11 @@ from stack_fixture import (
     write_files,
 )
 
-from gptoss_rl import patch_stack
-from gptoss_rl.installed_package import digests_of, fingerprint, read_tree
-from gptoss_rl.patch_series import load_stack
-from gptoss_rl.patch_stack import apply, check_stack, dry_run, restore, stack_fingerprint
-from gptoss_rl.unified_diff import PatchStackError
+from gptoss_rl.stack import apply as patch_stack
+from gptoss_rl.stack.apply import apply, check_stack, dry_run, restore, stack_fingerprint
+from gptoss_rl.stack.installed import digests_of, fingerprint, read_tree
+from gptoss_rl.stack.series import load_stack
+from gptoss_rl.stack.unified_diff import PatchStackError
 
 quiet = {"say": lambda text: None}
 

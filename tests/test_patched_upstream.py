@@ -9,8 +9,8 @@ import torch
 from transformers import GptOssForCausalLM
 
 from gptoss_rl.errors import GateError
-from gptoss_rl.policy import check_trainable_checkpoint, enter_inference_mode, response_log_probs
 from gptoss_rl.prompts import render_prompt
+from gptoss_rl.training.policy import check_trainable_checkpoint, enter_inference_mode, response_log_probs
 
 
 def test_openrlhf_imports_without_flash_attn() -> None:

@@ -1,126 +1,27 @@
-"""Each stop and each warning of the preflight, provoked."""
+"""What the preflight finds of software, flags, learning rate and duration, and how it says it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models
+from made_machine import arguments, host, levels, model, node
 
 from gptoss_rl import doctor
-from gptoss_rl.doctor import (
-    OK,
-    STOP,
-    UNKNOWN,
-    WARNING,
-    Machine,
-    check_checkpoints,
-    check_data,
+from gptoss_rl.doctor import OK, STOP, UNKNOWN, WARNING, Machine, examine, plan
+from gptoss_rl.doctor.plan import (
+    check_duration,
     check_flag_combinations,
-    check_hardware,
-    check_host,
-    check_software,
-    neighbour_links,
-    probe,
-    trainer_memory,
+    check_learning_rate,
+    engine_problems,
+    least_seconds,
 )
-from gptoss_rl.local_engine import engine_arguments
-from gptoss_rl.prompts import HARMONY_MARKERS
+from gptoss_rl.doctor.software import check_software, requirements_file
+from preflight import look, show
 
 ROOT = Path(__file__).resolve().parent.parent
-A30 = {"name": "A30", "memory_gb": 25.2, "capability": 8.0, "driver": 575}
-
-
-def node(count: int = 8, **changes) -> Machine:
-    return Machine(
-        [{**A30, **changes} for _ in range(count)], memory_gb=512, shm_gb=64, disk_gb=500, links=["NV4"] * (count // 2)
-    )
-
-
-def arguments(**changes):
-    good = {
-        "vllm_num_engines": 2, "vllm_tensor_parallel_size": 2, "actor_num_gpus_per_node": 4, "micro_train_batch_size": 2,
-        "micro_batch_max_tokens": 5120, "prompt_max_len": 1024, "generate_max_len": 4096, "offload": True, "pretrain": "no",
-    }  # fmt: skip
-    return engine_arguments(**{**good, **changes})
-
-
-def levels(findings) -> dict[str, str]:
-    return {finding.check: finding.level for finding in findings}
-
-
-def test_a_good_node_passes() -> None:
-    found = check_hardware(arguments(), node()) + check_host(arguments(), node())
-    assert set(levels(found).values()) <= {OK, WARNING}
-    assert all(finding.level == OK for finding in found if "memory of each trainer" not in finding.check)
-
-
-@pytest.mark.parametrize(
-    ("machine", "changes", "check", "level", "remedy"),
-    [
-        (node(4), {}, "GPUs", STOP, "RAY_ADDRESS"),
-        (node(capability=7.5), {}, "compute capability", STOP, "Ampere"),
-        (node(driver=525), {}, "driver", WARNING, "driver 570"),
-        (node(), {"micro_batch_max_tokens": None}, "memory of each trainer card (estimate)", STOP, "--micro_batch_max_tokens"),
-        (node(memory_gb=22.0), {}, "memory of each trainer card (estimate)", WARNING, "--generate_max_len"),
-        (
-            node(memory_gb=10.0),
-            {"vllm_tensor_parallel_size": 1},
-            "memory of each engine card (estimate)",
-            STOP,
-            "--vllm_tensor",
-        ),
-    ],
-)
-def test_hardware_that_will_not_do(machine, changes, check, level, remedy) -> None:
-    finding = next(f for f in check_hardware(arguments(**changes), machine) if f.check == check)
-    assert finding.level == level
-    assert remedy in finding.remedy
-
-
-def test_slow_links_are_a_warning() -> None:
-    machine = node()
-    machine.links = ["NV4", "SYS", "PIX", "PIX"]
-    assert levels(check_hardware(arguments(), machine))["links between neighbouring GPUs"] == WARNING
-
-
-def test_without_gpus_it_says_what_it_did_not_check() -> None:
-    (finding,) = check_hardware(arguments(), Machine())
-    assert finding.level == UNKNOWN
-    assert "were not checked" in finding.seen
-
-
-@pytest.mark.parametrize(
-    ("machine", "check", "level"),
-    [
-        (Machine([], 40, 64, 500), "host memory", STOP),
-        (Machine([], 512, 1, 500), "shared memory", WARNING),
-        (Machine([], 512, 64, 2), "disk", STOP),
-    ],
-)
-def test_a_host_that_will_not_do(machine, check, level) -> None:
-    found = levels(check_host(arguments(), machine))
-    assert found.pop(check) == level
-    assert set(found.values()) == {OK}
-
-
-def test_the_measured_memory_of_attention_is_what_is_estimated() -> None:
-    # 14.05 GB for 1 x 5,120 tokens and 28.1 GB for 2, measured (results/2026-11-23_actor-step); 2 % of rounding.
-    for limit, wanted in ((5120, 14.05), (None, 28.1)):
-        assert trainer_memory(arguments(micro_batch_max_tokens=limit))["eager attention"] == pytest.approx(wanted, rel=0.02)
-
-
-def test_the_topology_matrix_is_read() -> None:
-    text = "\tGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\nGPU0\t X \tNV4\tSYS\tSYS\t0-31\nGPU1\tNV4\t X \tSYS\tSYS\t0-31\n" \
-           "GPU2\tSYS\tSYS\t X \tPIX\t32-63\nGPU3\tSYS\tSYS\tPIX\t X \t32-63\n\nLegend:\n  X = Self\n"  # fmt: skip
-    assert neighbour_links(text) == ["NV4", "PIX"]
-
-
-def test_this_machine_can_be_probed() -> None:
-    machine = probe(ROOT)
-    assert machine.memory_gb > 1
-    assert machine.disk_gb > 0
 
 
 def test_wrong_versions_and_a_broken_stack_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +30,8 @@ def test_wrong_versions_and_a_broken_stack_stop(tmp_path: Path, monkeypatch: pyt
     finding = check_software(tmp_path / "x.txt")[1]
     assert finding.level == STOP
     assert "pinned 0.1.0" in finding.seen
-    from gptoss_rl import patch_stack
+    assert "peft" in finding.seen
+    from gptoss_rl.stack import apply as patch_stack
 
     def broken():
         raise patch_stack.PatchStackError("edited by hand")
@@ -140,56 +42,164 @@ def test_wrong_versions_and_a_broken_stack_stop(tmp_path: Path, monkeypatch: pyt
     )
 
 
-def model(folder: Path, markers: bool = True, **config) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"hidden_size": 64, "vocab_size": 10, **config}))
-    tokenizer = Tokenizer(models.BPE())
-    if markers:
-        tokenizer.add_special_tokens([AddedToken(m, special=True) for m in HARMONY_MARKERS])
-    else:
-        tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("<|>startendmgchlor")}, merges=[]))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+def test_the_requirements_are_those_of_the_device() -> None:
+    names = [
+        requirements_file(ROOT, arguments(num_devices=n), m).name for n, m in ((None, node()), (2, node()), (None, host()))
+    ]
+    assert names == ["gpu.txt", "cpu.txt", "cpu.txt"]
 
 
-def test_checkpoints_that_do_not_belong_together_stop(tmp_path: Path) -> None:
-    good, other = model(tmp_path / "good"), model(tmp_path / "other", hidden_size=96)
-    quantised = model(tmp_path / "quantised", quantization_config={"quant_method": "mxfp4"})
-    text = model(tmp_path / "text", markers=False)
-
-    def check(trainer: Path, engine: Path):
-        return check_checkpoints(engine_arguments(pretrain=str(trainer), vllm_pretrain=str(engine)))
-
-    assert [f.level for f in check(good, quantised)] == [OK, OK]
-    assert "differ in hidden_size" in check(good, other)[0].seen
-    assert "is quantised" in check(quantised, quantised)[0].seen
-    assert "several tokens" in check(text, text)[-1].seen
-    assert "no model directory" in check(tmp_path / "none", good)[0].seen
-    (good / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-    assert "lacks model-1.safetensors" in check(good, good)[0].seen
-    (other / "tokenizer.json").unlink()
-    assert "is missing" in check(other, other)[-1].seen
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"lora_rank": 600}, "--lora_rank 600 is larger than vLLM's largest slot (512)"),
+        ({"vllm_tensor_parallel_size": 3}, "--vllm_tensor_parallel_size 3 does not divide the model's 8 key-value heads"),
+        ({"vllm_tensor_parallel_size": 16}, "--vllm_tensor_parallel_size 16 does not divide"),
+    ],
+)
+def test_bad_flags_stop(changes: dict, words: str) -> None:
+    assert check_flag_combinations(complete()) == [doctor.Finding(OK, "flags", "no known-bad combination")]
+    (finding,) = check_flag_combinations(complete(**changes))
+    assert (finding.level, words in finding.seen) == (STOP, True)
 
 
-def test_bad_data_and_bad_flags_stop(tmp_path: Path) -> None:
-    args = engine_arguments(prompt_data=str(tmp_path / "no.jsonl"), label_key="label", input_key="input")
-    assert check_data(args)[0].level == STOP
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"input": "What is 1 + 1?", "label": "1,2"}\n')
-    args.prompt_data, args.eval_dataset = str(path), None
-    assert "labels must be integers" in check_data(args)[0].seen
-    assert {f.level for f in check_flag_combinations(args)} == {STOP}
+def complete(**changes):
+    """The flags of a run that could start."""
+    good = {"run_dir": "runs/x", "prompt_data": "x.jsonl", "label_key": "label", "apply_chat_template": True, "zero_stage": 3,
+            "attn_implementation": "eager", "advantage_estimator": "dr_grpo", "init_kl_coef": 0.0, "lora_alpha": 64,
+            "remote_rm_url": [str(ROOT / "reward_func_em.py")], "micro_train_batch_size": 1,
+            "gradient_checkpointing_use_reentrant": True}  # fmt: skip
+    return arguments(**{**good, **changes})
 
 
-@pytest.mark.parametrize(("words", "code"), [(["--config", "a30"], 1), (["--config", "nothing"], 1)])
-def test_the_command_exits_with_what_it_found(words: list[str], code: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "preflight.py", *words, "--json"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code
-    if "nothing" in words:
-        assert "there are 20b, a29b, a30, a31, tiny_cpu" in done.stderr
-    else:
+def test_the_shards_of_an_engine_are_held_against_the_model_that_it_serves(tmp_path: Path) -> None:
+    small = str(model(tmp_path / "small", num_key_value_heads=2))
+    assert engine_problems(arguments(vllm_pretrain=small, vllm_tensor_parallel_size=2)) == []
+    (problem,) = engine_problems(arguments(vllm_pretrain=small, vllm_tensor_parallel_size=4))
+    assert "the model's 2 key-value heads" in problem
+    assert engine_problems(arguments(lora_rank=600, vllm_lora_sync="merge")) == []  # merged, there is no slot
+
+
+def test_the_learning_rate_is_shown_and_judged() -> None:
+    good = check_learning_rate(arguments(), 3200)
+    assert good.level == OK
+    assert "200 global steps, 1600 optimizer steps" in good.seen
+    assert good.seen.endswith("over 1.0e-05 to 1.0e-06")
+    assert check_learning_rate(arguments(), 0).level == UNKNOWN
+    short = check_learning_rate(arguments(), 160)
+    assert (short.level, "10 global steps, fewer than 20" in short.seen) == (STOP, True)
+    tiny = check_learning_rate(arguments(actor_learning_rate=5e-7), 3200)
+    assert (tiny.level, "--actor_learning_rate 1e-5" in tiny.remedy) == (WARNING, True)
+
+
+def test_the_duration_is_a_measured_one_or_the_least(tmp_path: Path) -> None:
+    args = arguments(run_dir=str(tmp_path / "new"))
+    assert "without readable data" in check_duration(args, Machine(), 0).seen
+    few = check_duration(args, Machine(), 4)
+    assert (few.level, few.seen) == (UNKNOWN, "4 prompts make no step (see learning rate)")
+    # 128 samples over 4 ranks, one a micro-batch: 32 x 3 passes, and 16 of old logprobs, of 41.8 GB at 25 GB/s each.
+    terms = least_seconds(args)
+    assert (terms["training"], terms["old logprobs"]) == pytest.approx((32 * 3 * 1.672, 16 * 1.672))
+    assert terms["generation"] == pytest.approx(4096 * 6.9 / 933)
+    assert "not measured" in check_duration(args, node(), 3200).seen
+    assert check_duration(args, node(name="H100"), 3200).level == UNKNOWN
+    ran = tmp_path / "earlier"
+    ran.mkdir()
+    (ran / "summary.json").write_text('{"seconds_per_step": 30.0}')
+    (ran / "config.json").write_text(json.dumps({key: vars(args)[key] for key in plan.SAME}))
+    assert "200 steps x 30.0 s = 100 min without evaluations" in check_duration(args, node(), 3200).seen
+    (ran / "config.json").write_text(json.dumps({key: vars(args)[key] for key in plan.SAME} | {"generate_max_len": 1}))
+    assert "30.0 s" not in check_duration(args, node(), 3200).seen
+
+
+@pytest.mark.parametrize("run", ["command", "launcher"])
+def test_a_run_that_would_be_worthless_is_not_started(run: str, tmp_path: Path) -> None:
+    flags = ["--prompt_data", str(tmp_path / "no.jsonl"), "--run_dir", str(tmp_path / "run")]
+    command = {
+        "command": [sys.executable, "preflight.py", "--config", "a30", *flags, "--json"],
+        "launcher": ["bash", "train_grpo_20b_a30.sh", *flags],
+    }[run]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no.jsonl does not exist. Remedy: make it with filter_numinamath.py" in done.stderr
+    assert not (tmp_path / "run").exists()
+    if run == "command":
         findings = json.loads(done.stdout)
         assert {"level", "check", "seen", "remedy"} == set(findings[0])
-        assert all(f["remedy"] for f in findings if f["level"] in (STOP, WARNING))
+        # What a gate says names its remedy itself.
+        assert all(f["remedy"] for f in findings if f["level"] in (STOP, WARNING) and not f["seen"].startswith("[gate"))
+    else:
+        assert "learning rate" in done.stdout
+
+
+def test_preflight_can_be_overruled_but_the_gates_stay(tmp_path: Path) -> None:
+    flags = ["--prompt_data", str(tmp_path / "no.jsonl"), "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(["bash", "train_grpo_20b_a30.sh", *flags], cwd=ROOT, env={**os.environ, "PREFLIGHT": "0"},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert "refused: [gate labels]" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_configuration_is_named() -> None:
+    command = [sys.executable, "preflight.py", "--config", "nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "there are 20b, a29b, a30, a31, tiny_cpu" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["--json", "--run_dir", "runs/x"]])
+def test_without_a_configuration_it_asks_for_one(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "preflight.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: --config NAME, or the whole command's flags (at least --pretrain)" in done.stderr
+
+
+def test_the_help_names_every_configuration() -> None:
+    done = subprocess.run([sys.executable, "preflight.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "20b, a29b, a30, a31, tiny_cpu" in " ".join(done.stdout.split())
+    assert "as JSON" in done.stdout
+
+
+TINY = ["--pretrain", "models/none", "--vllm_num_engines", "1", "--advantage_estimator", "dr_grpo", "--remote_rm_url", "x.py",
+        "--n_samples_per_prompt", "8"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "check", "words"),
+    [
+        (["--n_samples_per_prompt", "1", "--rollout_batch_size", "4"], "flags", "a group of one has no advantage"),
+        (["--rollout_batch_size", "0"], "flags", "--rollout_batch_size must be at least 1"),
+        (["--micro_train_batch_size", "0"], "flags", "--micro_train_batch_size must be at least 1"),
+        (["--micro_rollout_batch_size", "0"], "flags", "--micro_rollout_batch_size must be at least 1"),
+        (["--train_batch_size", "0"], "flags", "--train_batch_size must be at least 1"),
+        (["--generate_max_len", "0"], "flags", "--generate_max_len must be at least 1"),
+        (["--vllm_tensor_parallel_size", "0"], "flags", "--vllm_tensor_parallel_size must be at least 1"),
+        (["--lr_scheduler", "foo"], "flags", "--lr_scheduler foo cannot be used"),
+        ([], "data", "no --prompt_data is given"),
+    ],
+)
+def test_bad_values_are_findings(flags: list[str], check: str, words: str) -> None:
+    found = [finding for finding in look([*TINY, *flags]) if finding.check == check and words in finding.seen]
+    assert [finding.level for finding in found] == [STOP]
+
+
+def test_a_model_that_is_cut_off_stops_once(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    (folder / "config.json").write_text('{"hidden_size": 6')
+    found = examine(arguments(pretrain=str(folder), prompt_data=str(tmp_path / "no.jsonl")), node(), ROOT)
+    assert len([finding for finding in found if finding.check == "checkpoints" and finding.level == STOP]) == 1
+
+
+def test_what_a_finding_quotes_is_printed_as_it_stands(capsys: pytest.CaptureFixture) -> None:
+    # rich would take the brackets for its markup: it drops the first kind, and raises on the second.
+    show([doctor.Finding(STOP, "data", "[gate labels] a[/b]", "[x]")])
+    assert "[gate labels] a[/b]" in (printed := capsys.readouterr().out)
+    assert "[x]" in printed
+
+
+def test_everything_is_looked_at(tmp_path: Path) -> None:
+    found = examine(arguments(run_dir=str(tmp_path / "run"), prompt_data=str(tmp_path / "no.jsonl")), node(), ROOT)
+    assert {"GPUs", "attention backend", "host memory", "patch stack", "flags", "checkpoints", "data", "learning rate",
+            "duration"} <= {f.check for f in found}  # fmt: skip

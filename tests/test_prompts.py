@@ -65,7 +65,7 @@ def test_every_effort_is_among_the_golden_prompts() -> None:
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda g: f"{g['reasoning_effort']}-{g['tokens']}")
 def test_the_tiny_tokenizer_renders_part_by_part_as_harmony_does(golden: dict) -> None:
     # Harmony encodes what stands between two markers by itself; nothing may merge across a marker.
-    from gptoss_rl.tiny_tokenizer import build_tokenizer
+    from gptoss_rl.models.tiny_tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(4096)
     markers = {marker: tokenizer.convert_tokens_to_ids(marker) for marker in HARMONY_MARKERS}

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from gptoss_rl.prompts import render_prompt
-from gptoss_rl.rewards import EXTRA_LOG_KEYS, read_reward
+from gptoss_rl.run.rewards import EXTRA_LOG_KEYS, read_reward
 from reward_func_em import (
     MAX_DIGITS,
     extract_answer,
     final_text,
     grade,
+    grade_file,
     is_correct,
     parse_integer,
     parse_label,
@@ -43,6 +44,8 @@ RIGHT = [
     (r"5\%", 5), ("5%", 5), (r"5 \%", 5), (r"5^\circ", 5), (r"5^{\circ}", 5), (r"5\degree", 5), ("5\u00b0", 5), (r"32^{\circ}\mathrm{F}", 32),
     (r"5\text{ cm}", 5), (r"5\text{ cm}^2", 5), (r"5\ \text{cm}^{3}", 5), (r"5\text{ s}^{-1}", 5), (r"5\,\mathrm{cm}", 5), (r"5 \mathrm{~cm}^{2}", 5),
     (r"5\text{ m/s}", 5), (r"5\text{ ways.}", 5), (r"5 \text{ people}.", 5), (r"5\text{ square units}", 5), (r"5\text{ times}", 5), (r"5\text{ p.m.}", 5),
+    (r"5\text{ km}", 5), (r"5\text{ yd}", 5), (r"5\text{ KM}", 5), (r"5\text{th}", 5), (r"5\,\mathrm{km/h}", 5), (r"5\mathrm{~MB}", 5), (r"5\mathrm{~sq.~ft.}", 5),
+    (r"5\text{ quarters}", 5), (r"5\text{ scores}", 5), (r"5\text{ roots}", 5), ("5 (fourth graders)", 5),  # coins, of a test, of a polynomial, pupils
     (r"5\text{\%}", 5), (r"5\text{ }", 5), ("5 units", 5), ("5 cm", 5), ("5 cm^2", 5), ("5 degrees", 5), ("5 square feet", 5), ("5 (dollars)", 5),
     ("5 (pieces of candy)", 5), (r"x = 1,234\text{ dollars}", 1234), (r"\frac{10}{2}\text{ cm}", 5),
     # around it
@@ -75,6 +78,12 @@ WRONG = [
     ("5x", 5), ("5 x", 5), ("5ab", 5), ("5(ab)", 5), ("5 (x)", 5), ("5(dollars)", 5), ("5i", 5), ("5e", 5), (r"5\pi", 5), (r"5\mathrm{i}", 5), (r"5\mathrm{e}", 5),
     (r"5\textit{x}", 5), (r"5\mathbf{v}", 5), (r"5\text{ million}", 5), (r"5\text{M}", 5), (r"5\text{ dozen}", 5), (r"5\text{ and a half}", 5), (r"5\text{ thirds}", 5),
     (r"5\text{ squared}", 5), (r"5\text{ factorial}", 5), (r"5\text{ base 7}", 5), (r"5\text{ hours thirty minutes}", 5), (r"5\text{ cm$^2$}", 5), ("5 square", 25),
+    # words that make another number of it, and letters that are variables or functions
+    (r"5\text{ quadrillion}", 5), (r"5\text{ crore}", 5), (r"5\text{ lakh}", 5), (r"5\text{ grand}", 5), (r"5\text{ million dollars}", 5), (r"5\text{ bn}", 5),
+    (r"3\text{ score}", 3), (r"3\text{ score}", 60), (r"5\text{ gross}", 5), (r"101\text{ in binary}", 101), (r"101\text{ in binary}", 5), ("101 (in binary)", 101),
+    (r"77\text{ (octal)}", 77), (r"2\text{ quarter}", 2), (r"2\text{ fifths}", 2), (r"2\text{ sevenths}", 2), (r"5\text{ root}", 5), (r"5\text{ negative}", 5),
+    ("5 (negative)", 5), (r"5\text{ NEGATIVE}", 5), (r"5\text{xy}", 5), (r"5\text{ln}", 5), (r"5\text{ log}", 5), (r"5\mathrm{ln}", 5), (r"5\mathrm{log}", 5),
+    (r"5\mathrm{xy}", 5), (r"5\mathrm{abc}", 5), (r"5\mathrm{mod}", 5), (r"5\mathrm{~cm~x}", 5),
     (r"5\circ", 5), (r"5\%5", 55), (r"5\text{ ft }6\text{ in}", 5), ("5 feet 6 inches", 56), (r"\text{(A) }5", 5), (r"\phantom{5}", 5), (r"5\text{", 5), ("{5", 5),
 ]  # fmt: skip
 
@@ -317,6 +326,14 @@ def test_no_string_raises() -> None:
 def run_command(path: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "reward_func_em.py", "grade", path]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_response_that_was_cut_off_is_wrong_where_the_row_says_whether_it_is_correct(tmp_path: Path) -> None:
+    path = tmp_path / "cut_off.jsonl"
+    cut = {"response": r"\boxed{5}", "label": 5, "finish_reason": "length"}
+    path.write_text(json.dumps({**cut, "correct": False}) + "\n" + json.dumps({**cut, "reward": 1}) + "\n")
+    counts, flips = grade_file(path)
+    assert (counts["right"], flips) == (1, [])
 
 
 def test_the_command_counts_and_shows_flips(tmp_path: Path) -> None:

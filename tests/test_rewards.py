@@ -8,7 +8,7 @@ import torch
 
 from gptoss_rl.errors import RewardError
 from gptoss_rl.prompts import problem_id, render_prompt
-from gptoss_rl.rewards import EXTRA_LOG_KEYS, fixed_extra_logs, read_reward, score_response
+from gptoss_rl.run.rewards import EXTRA_LOG_KEYS, fixed_extra_logs, read_reward, score_response
 
 PROBLEM = "What is 2 + 2?"
 

@@ -6,9 +6,9 @@ import pytest
 
 from gptoss_rl.errors import GateError
 from gptoss_rl.metrics import METRICS, UPSTREAM_NAMES, check_registered, rename_upstream
+from gptoss_rl.run.summary import closing_table, summarise
 from gptoss_rl.run_files import JsonLines, drop_after_step, read_json_lines, write_text_atomically
-from gptoss_rl.stats import wilson
-from gptoss_rl.summary import closing_table, paired_p_value, summarise
+from gptoss_rl.stats import StatsError, paired, wilson
 
 
 def test_a_torn_last_line_is_passed_over_and_not_built_upon(tmp_path) -> None:
@@ -16,6 +16,23 @@ def test_a_torn_last_line_is_passed_over_and_not_built_upon(tmp_path) -> None:
     path.write_text('{"step": 1}\n{"step": 2, "rew')
     JsonLines(path).write({"step": 3})
     assert [record["step"] for record in read_json_lines(path)] == [1, 3]
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3, "rew', '{"step": 3', "x" * 200_000, ""])
+def test_a_torn_tail_is_gone_when_the_file_is_taken_up(tmp_path, tail: str) -> None:
+    # Left in the middle, it would be a broken line for every reader that trusts all but the last.
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"step": 1}\n{"step": 2}\n'
+    path.write_text(whole + tail)
+    JsonLines(path).write({"step": 3})
+    assert path.read_text() == whole + '{"step": 3}\n'
+
+
+def test_a_record_that_lacks_its_line_break_alone_is_kept(tmp_path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    JsonLines(path).write({"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
 def test_a_missing_file_is_empty(tmp_path) -> None:
@@ -34,6 +51,10 @@ def test_an_atomic_write_leaves_no_temporary_file(tmp_path) -> None:
     write_text_atomically(tmp_path / "a.txt", "two")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "two"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text_atomically(tmp_path / "folder", "three")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
 
 
 def test_a_metric_that_is_not_registered_is_refused() -> None:
@@ -51,14 +72,14 @@ def test_mcnemar_of_a_known_table() -> None:
     # 15 gained, 5 lost: two-sided exact binomial p, 2 * P(X <= 5 | n=20, 1/2) = 0.04139.
     before = {str(i): i < 5 for i in range(100)}
     after = {str(i): 5 <= i < 20 for i in range(100)}
-    gained, lost, p_value = paired_p_value(before, after)
-    assert (gained, lost) == (15, 5)
-    assert p_value == pytest.approx(0.04139, abs=1e-5)
+    found = paired(before, after)
+    assert (found.gained, found.lost) == (15, 5)
+    assert found.p_value == pytest.approx(0.04139, abs=1e-5)
 
 
 def test_two_evaluations_of_different_problems_are_not_compared() -> None:
-    with pytest.raises(GateError, match="1 problems"):
-        paired_p_value({"a": True}, {"a": True, "b": False})
+    with pytest.raises(StatsError, match="1 problems"):
+        paired({"a": True}, {"a": True, "b": False})
 
 
 def test_the_wilson_interval_of_a_known_share() -> None:

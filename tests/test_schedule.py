@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import SchedulerType
 
-from gptoss_rl.preflight_lr import learning_rates
-from gptoss_rl.schedule import build_scheduler, run_length
+from gptoss_rl.run.preflight_lr import learning_rates
+from gptoss_rl.training.schedule import build_scheduler, run_length
 
 # These two need something that no flag of OpenRLHF gives them; they fail before and after the patch.
 NOT_FOR_A_FIXED_LENGTH = {"reduce_lr_on_plateau", "warmup_stable_decay"}
@@ -23,6 +23,8 @@ def arguments(**changes) -> argparse.Namespace:
         "lr_scheduler": "cosine_with_min_lr",
         "lr_warmup_ratio": 0.03,
         "actor_learning_rate": 5e-7,
+        "zero_variance": "keep",
+        "refill_max_prompts": None,
     }
     return argparse.Namespace(**{**base, **changes})
 
@@ -47,6 +49,16 @@ def test_a_partial_batch_is_not_counted() -> None:
 def test_episodes_and_epochs_multiply_what_they_should() -> None:
     length = run_length(arguments(num_episodes=2, max_epochs=3), 3200)
     assert (length.global_steps, length.optimizer_steps) == (400, 400 * 8 * 3)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "bound", "certain"),
+    [(320, None, 5), (320, 16, 20), (320, 8, 20), (80, 64, 2), (79, 64, 1), (16, 64, 1), (15, 64, 0)],
+)
+def test_of_a_refilled_run_only_the_steps_that_are_certain_are_counted(prompts: int, bound: int | None, certain: int) -> None:
+    # 64 prompts, or the bound, may go into each step of 16; the last one needs 16.
+    length = run_length(arguments(zero_variance="refill", refill_max_prompts=bound, num_episodes=2), prompts)
+    assert (length.global_steps, length.optimizer_steps) == (2 * certain, 2 * certain * 8)
 
 
 def test_the_cosine_reaches_its_peak_and_its_floor() -> None:

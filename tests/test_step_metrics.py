@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptoss_rl.errors import GateError
-from gptoss_rl.step_metrics import RatioStatistics, StepMetrics, clip_log_ratio, quantile
+from gptoss_rl.training.step_metrics import RatioStatistics, StepMetrics, clip_log_ratio, quantile
 
 
 def policy_loss(**options):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from planned import make_samples
 
-from gptoss_rl.mismatch import MismatchGuard, MismatchMeter
-from gptoss_rl.train_plan import deal, placeholder_of, plan_global_step
+from gptoss_rl.errors import GateError
+from gptoss_rl.training.mismatch import MismatchGuard, MismatchMeter
+from gptoss_rl.training.train_plan import deal, placeholder_of, plan_global_step
 
 
 def plan(samples, advantages, **changes):
     options = {
-        "train_batch_size": 16, "micro_batch_size": 2, "max_tokens": None, "ranks": 4, "skip_zero_advantage": True,
-        "sort_by_length": True,
-        "pad_token_id": 0, "seed": 3,
+        "group_size": 4, "train_batch_size": 16, "micro_batch_size": 2, "max_tokens": None, "ranks": 4,
+        "skip_zero_advantage": True, "sort_by_length": True, "pad_token_id": 0, "seed": 3,
     }  # fmt: skip
     return plan_global_step(samples, advantages, **{**options, **changes})
 
@@ -45,6 +45,29 @@ def test_every_sample_with_an_advantage_is_trained_once(ranks: int, sort_by_leng
     assert all(len(b.sequences) <= 2 for rank in plans for b in rank.micro_batches())
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_group_that_is_dropped_leaves_the_beginning_of_its_longest_sample_as_a_probe(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptoss_rl.training.train_plan.PROBE_TOKENS", 5)
+    samples = make_samples(64, 1000)
+    advantages = torch.tensor([0.5, -0.5, 0.5, -0.5] * 8 + [0.0] * 32)
+    plans, size = plan(samples, advantages, ranks=ranks)
+    groups = [samples[i : i + 4] for i in range(32, 64, 4)]
+    longest = [max(group, key=lambda s: s.sequences.shape[1]) for group in groups]
+    probes = [s.sequences[0, : int(s.action_mask[0].argmax()) + 6].tolist() for s in longest]
+    assert rows(plans) == sorted([tuple(s.sequences[0].tolist()) for s in samples[:32]] + [tuple(p) for p in probes])
+    assert size.kept_samples == 32
+
+
+def test_an_optimizer_step_without_advantages_is_measured_on_one_sample() -> None:
+    plans, size = plan(make_samples(64, 1000), torch.zeros(64), ranks=2)
+    assert size.kept_samples == 0
+    for number in range(4):
+        assert any(not batch.placeholder for rank in plans for batch in rank.steps[number])
+        assert not any(rank.learns[number] for rank in plans)
+
+
 def test_sorting_saves_padding() -> None:
     samples, advantages = make_samples(64, 1000), torch.ones(64)
     padded = {order: plan(samples, advantages, sort_by_length=order)[1].padded for order in (True, False)}
@@ -55,7 +78,7 @@ def test_a_rank_without_samples_gets_the_cheapest_work_there_is() -> None:
     samples = make_samples(16, 1000)
     advantages = torch.zeros(16)
     advantages[5] = 1.0
-    plans, _ = plan(samples, advantages)
+    plans, _ = plan(samples, advantages, group_size=16)
     batches = [batch for rank in plans for batch in rank.micro_batches()]
     assert len(batches) == 4
     assert sum(not b.placeholder for b in batches) == 1
@@ -132,11 +155,29 @@ def test_the_guard_waits_for_several_steps_on_end() -> None:
 
 def test_figures_of_the_mismatch_are_those_of_the_weights() -> None:
     meter = MismatchMeter()
-    meter.add(torch.tensor([1.0, 1.0]).log())
-    meter.add(torch.tensor([3.0, 1.0]).log())
+    meter.add(torch.tensor([1.0, 1.0]).log(), torch.tensor([3, 4]))
+    meter.add(torch.tensor([3.0, 1.0]).log(), torch.tensor([5, 6]))
     meter.add_corrected(truncated=1, masked=0, tokens=4)
     figures = meter.reduce()
     assert figures["mismatch/ess"] == pytest.approx(36 / (4 * 12))
     assert figures["mismatch/weight_max"] == pytest.approx(3.0)
     assert figures["mismatch/truncated"] == 0.25
-    assert meter.reduce()["mismatch/weight_max"] == 1.0  # starts the next step empty
+    with pytest.raises(GateError, match="before the step: not one token of trainer and sampler was compared"):
+        meter.check(0.2, 0.05, "before the step")  # starts the next step empty
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nearly_equal_models_give_figures_within_their_bounds(seed: int) -> None:
+    # In float32, rounding puts the share above 1 and the k3 below 0.
+    meter = MismatchMeter()
+    differences = torch.randn(997, generator=torch.Generator().manual_seed(seed)) * 1e-5
+    meter.add(differences, torch.arange(997))
+    figures = meter.reduce()
+    assert 1 - 1e-9 < figures["mismatch/ess"] <= 1
+    assert figures["parity/kl"] == pytest.approx(differences.double().square().mean().item() / 2, rel=1e-3)
+
+
+def test_one_huge_weight_is_one_effective_sample() -> None:
+    meter = MismatchMeter()
+    meter.add(torch.tensor([0.0, 0.0, 0.0, 100.0]), torch.arange(4))  # exp(100) is beyond float32
+    assert meter.reduce()["mismatch/ess"] == pytest.approx(0.25)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptoss_rl.unified_diff import PatchError, apply_patch, parse_patch, split_lines
+from gptoss_rl.stack.unified_diff import PatchError, apply_patch, parse_patch, split_lines
 
 OLD = b"".join(b"line %d\n" % n for n in range(1, 21))
 NEW = OLD.replace(b"line 10\n", b"line ten\nand a half\n")

@@ -16,12 +16,14 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from gptoss_rl.data.normalise import SHINGLE, jaccard, normalise, shingles
 
 NGRAM, NGRAM_SHARE = 10, 0.5
 NEAR = 0.8
 PERMUTATIONS = 64
+KINDS = ("exact", "ngram", "near")
 LSH_THRESHOLD = 0.7  # below NEAR, because MinHash only estimates
 
 
@@ -60,9 +62,9 @@ class Index:
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems: list[Problem] = []
-        self.texts: list[str] = []
         self.sets: list[set[str]] = []
-        self.exact: dict[str, int] = {}
+        self.known: set[str] = set()  # the shingles of all problems
+        self.exact: dict[str, list[int]] = defaultdict(list)
         self.by_ngram: dict[str, list[int]] = defaultdict(list)
         self.ngram_counts: list[int] = []
         self.near = MinHashLSH(threshold=LSH_THRESHOLD, num_perm=PERMUTATIONS)
@@ -73,31 +75,48 @@ class Index:
         number, text = len(self.problems), normalise(problem.text)
         tokens, ngrams = shingles(text), shingles(text, NGRAM)
         self.problems.append(problem)
-        self.texts.append(text)
         self.sets.append(tokens)
+        self.known |= tokens
         self.ngram_counts.append(len(ngrams))
-        self.exact.setdefault(text, number)
+        self.exact[text].append(number)
         for ngram in ngrams:
             self.by_ngram[ngram].append(number)
         self.near.insert(number, signature(tokens))
 
+    def may_match(self, normalised: str) -> bool:
+        """False only when no problem can match; costs no MinHash, and is False for nearly all of a large collection.
+
+        A shared run of ten words is a run of eight shared shingles, and texts as alike as NEAR share that part of theirs.
+        """
+        words = normalised.split()
+        tokens = list(map(" ".join, zip(*(words[i:] for i in range(SHINGLE)), strict=False))) or [normalised]
+        shared = bytes(map(self.known.__contains__, tokens))  # a byte for each shingle, 1 or 0
+        if b"\1" * (NGRAM - SHINGLE + 1) in shared:
+            return True
+        distinct = set(tokens)
+        return len(distinct & self.known) >= NEAR * len(distinct)
+
+    def matches(self, problem: Problem) -> list[Match]:
+        """The closest match in every set that has one, exact before partial before near; the closest of all comes first."""
+        text, closest = normalise(problem.text), {}
+        if not self.may_match(text):
+            return []
+        for kind, shares in (("exact", self._equal), ("ngram", self._partial), ("near", self._near)):
+            for number, share in sorted(shares(text).items(), key=lambda item: (-item[1], item[0])):
+                closest.setdefault(self.problems[number].source, self._match(problem, number, kind, share))
+        return list(closest.values())
+
     def find(self, problem: Problem) -> Match | None:
-        """The closest match of a problem, exact before partial before near; None when there is none."""
-        text = normalise(problem.text)
-        if text in self.exact:
-            return self._match(problem, self.exact[text], "exact", 1.0)
-        for kind, shares in (("ngram", self._partial), ("near", self._near)):
-            found = shares(text)
-            if found:
-                best = max(found, key=lambda n: (found[n], -n))
-                return self._match(problem, best, kind, found[best])
-        return None
+        """The closest match of a problem; None when there is none."""
+        return next(iter(self.matches(problem)), None)
 
     def similar(self, problem: Problem) -> set[int]:
         """Numbers of all problems of the index that match, in any form."""
         text = normalise(problem.text)
-        same = {number for number, other in enumerate(self.texts) if other == text} if text in self.exact else set()
-        return same | self._partial(text).keys() | self._near(text).keys()
+        return self._equal(text).keys() | self._partial(text).keys() | self._near(text).keys()
+
+    def _equal(self, text: str) -> dict[int, float]:
+        return dict.fromkeys(self.exact.get(text, ()), 1.0)
 
     def _partial(self, text: str) -> dict[int, float]:
         """Number -> share of the shorter text's n-grams, where it is high enough."""
@@ -144,31 +163,35 @@ def thresholds() -> dict[str, float]:
             "minhash_permutations": PERMUTATIONS}  # fmt: skip
 
 
-def match_table(matches: list[Match]) -> dict[str, dict[str, int]]:
-    """Set -> kind of match -> how many problems of the pool."""
-    counts: dict[str, Counter] = defaultdict(Counter)
+def match_table(matches: list[Match], compared: Iterable[str] = ()) -> dict[str, dict[str, int]]:
+    """Set -> kind of match -> how many problems of the pool; one that stands in two sets counts in both.
+
+    Args:
+        compared: the sets that were looked in; they are named also when nothing was found, for 0 is not "never looked".
+    """
+    counts = {name: dict.fromkeys(KINDS, 0) for name in sorted({*compared, *(match.other_set for match in matches)})}
     for match in matches:
         counts[match.other_set][match.kind] += 1
-    return {name: dict(kinds) for name, kinds in sorted(counts.items())}
+    return counts
 
 
 def match_rows(matches: list[Match]) -> list[dict]:
     return [asdict(match) for match in matches]
 
 
-def near_duplicates(texts: list[str], labels: list[int]) -> np.ndarray:
+def near_duplicates(normalised: list[str], labels: list[int]) -> np.ndarray:
     """Which texts repeat an earlier one: (n,) int, the position of the earlier one or -1.
 
     Texts that differ in a number are variants, not duplicates, and templates have many: a repetition must also have the
     same label.
     """
     seen = MinHashLSH(threshold=LSH_THRESHOLD, num_perm=PERMUTATIONS)
-    earlier = np.full(len(texts), -1)
-    for position, text in enumerate(texts):
-        tokens = shingles(normalise(text))
+    earlier = np.full(len(normalised), -1)
+    for position, text in enumerate(tqdm(normalised, desc="near-duplicates", unit="problem", disable=None)):
+        tokens = shingles(text)
         hashed = signature(tokens)
         for candidate in sorted(seen.query(hashed)):
-            if labels[candidate] == labels[position] and jaccard(tokens, shingles(normalise(texts[candidate]))) >= NEAR:
+            if labels[candidate] == labels[position] and jaccard(tokens, shingles(normalised[candidate])) >= NEAR:
                 earlier[position] = candidate
                 break
         else:

@@ -2,12 +2,13 @@
 
 import gzip
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_rl.prompts import problem_id
+from gptoss_rl.versions import installed_versions
 
 PACKAGES = ("polars", "pyarrow", "datasketch", "tokenizers")
+# What a file is for; gptoss_rl.data.verify says whose rows may stand in whose.
+ROLES = ("pool", "train", "evaluation", "in_distribution", "math45", "math45_eval", "report")
+README = "README.md"
+DEFERRED = (signal.SIGINT, signal.SIGTERM)
 
 
 class DataError(RuntimeError):
@@ -52,15 +58,17 @@ def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
     opened: Callable = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opened(path, "rt", encoding="utf-8") as lines:
+        with opened(path, "rb") as lines:  # bytes, so that a wrong one is reported with its line and not with its block
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8"))
                     if not isinstance(row, dict):
                         raise DataError(f"{path}, line {number}: no JSON object")
                     yield row
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}, at line {number}: cut off or damaged ({error}); fetch it again") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}, line {number}: cut off or damaged ({error}); fetch it again") from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}, after line {number}: cut off or damaged ({error}); fetch it again") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -76,42 +84,72 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_all(
-    outputs: dict[Path, Iterable[dict[str, Any]]], meta: dict[str, Any], each: dict[str, dict[str, Any]] | None = None
+    outputs: dict[Path, Iterable[dict[str, Any]]],
+    meta: dict[str, Any],
+    each: dict[str, dict[str, Any]] | None = None,
+    describe: Callable[[Path, dict[str, dict[str, Any]]], str] | None = None,
 ) -> None:
     """Write several JSONL files, each with a manifest beside it: first all under temporary names, then all renamed.
 
     Args:
-        meta: arguments, revisions, inputs, counts, seed; what is the same for all files. Commit, versions, number of rows and
-            the file's sha256 are added.
+        meta: arguments, revisions, inputs, counts, seed; what is the same for all files. Commit, versions, number of rows, the
+            file's sha256 and the names of all these files are added.
         each: file name -> what its manifest says besides.
+        describe: the text of a folder's README.md from the folder and its new manifests by file name; written with the rest.
 
     Raises:
+        DataError: a directory has the name of a file.
         OSError: e.g. the disk is full; nothing that was there before has changed.
+        InterruptedLate: Ctrl-C while the finished files were renamed; all are new.
     """
     temporary: dict[Path, Path] = {}
-    stamp = {"commit": commit(), "versions": versions()}
+    manifests: dict[Path, dict[str, dict[str, Any]]] = {}
+    together = {"made_with": sorted(path.name for path in outputs)}
+    stamp = {"commit": commit(), "versions": {"python": platform.python_version(), **installed_versions(PACKAGES)}}
+
+    def name(target: Path) -> Path:
+        if target.is_dir():
+            raise DataError(f"{target} is a directory; move it away")
+        temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        return temporary[target]
+
     try:
         for path, rows in outputs.items():
-            beside = manifest_path(path)
-            for target in (path, beside):
-                if target.is_dir():
-                    raise DataError(f"{target} is a directory; move it away")
-                temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            made, beside = name(path), name(manifest_path(path))
             path.parent.mkdir(parents=True, exist_ok=True)
-            count = _write_durably(temporary[path], (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            count = _write_durably(made, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             own = (each or {}).get(path.name, {})
-            manifest = {**meta, **own, "file": path.name, "rows": count, "sha256": sha256(temporary[path]), **stamp}
-            _write_durably(temporary[beside], [json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"])
+            manifest = {**meta, **own, "file": path.name, "rows": count, "sha256": sha256(made), **together, **stamp}
+            _write_durably(beside, [json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"])
+            manifests.setdefault(path.parent, {})[path.name] = manifest
+        for folder, new in manifests.items() if describe else ():
+            _write_durably(name(folder / README), [describe(folder, new)])
         _rename_all(temporary)
     finally:  # also after Ctrl-C
         for made in temporary.values():
             made.unlink(missing_ok=True)
 
 
+class InterruptedLate(KeyboardInterrupt):
+    """Ctrl-C that came when the files were finished: they were all put in place first."""
+
+
+def fate(stop: KeyboardInterrupt) -> str:
+    """What an interrupted command says of its outputs."""
+    return "the outputs are new and whole" if isinstance(stop, InterruptedLate) else "earlier outputs are untouched"
+
+
 def _rename_all(temporary: dict[Path, Path]) -> None:
-    """Rename the finished files. Ctrl-C waits these microseconds: between two renames a file would contradict its manifest."""
+    """Rename the finished files. Signals wait these microseconds: between two renames a file would contradict its manifest.
+
+    They are noted by a handler and not blocked: a mask is a thread's own, and any other thread of the process takes the signal.
+
+    Raises:
+        InterruptedLate: Ctrl-C came meanwhile.
+    """
+    late: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    before = {number: signal.signal(number, lambda n, _: late.append(n)) for number in DEFERRED} if main else {}
     try:
         for path, made in temporary.items():
             os.replace(made, path)
@@ -122,8 +160,12 @@ def _rename_all(temporary: dict[Path, Path]) -> None:
             finally:
                 os.close(descriptor)
     finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in late:
+        raise InterruptedLate
+    for number in late:
+        signal.raise_signal(number)
 
 
 def _write_durably(path: Path, lines: Iterable[str]) -> int:
@@ -137,12 +179,27 @@ def _write_durably(path: Path, lines: Iterable[str]) -> int:
     return count
 
 
+def check_writable(folder: Path) -> None:
+    """Raises OSError when no file can be made in a folder, or the folder itself cannot; tells it before the work, not after."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
+
+
+def print_last(command: str, say: Callable[[], None]) -> None:
+    """Print what a command did. Its files are complete by now: a full disk or a closed pipe behind stdout is one line."""
+    try:
+        say()
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush fails once more
+        sys.exit(f"{command}: the files are written, but the report could not be printed ({error})")
+    except KeyboardInterrupt:
+        sys.exit(f"{command}: interrupted; {fate(InterruptedLate())}")
+
+
 def manifest_path(path: Path) -> Path:
     return path.with_suffix(".meta.json")
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def commit() -> str | None:
@@ -171,3 +228,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not {"sha256", "rows"} <= manifest.keys():
         raise DataError(f"{beside} lacks sha256 or rows; make the file again")
     return manifest
+
+
+def manifest_faults(manifest: dict[str, Any]) -> list[str]:
+    """What a manifest lacks or has in another shape; nothing when everything that is read of it can be."""
+    wanted = {"file": str, "rows": int, "sha256": str, "role": str}
+    also = {"rejected": dict, "inputs": dict, "revisions": dict, "contamination": dict, "duplicates": list, "made_with": list}
+    faults = [
+        f"manifest: {key} is {manifest.get(key)!r}" for key, kind in wanted.items() if not isinstance(manifest.get(key), kind)
+    ]
+    faults += [
+        f"manifest: {key} is {manifest[key]!r}" for key, kind in also.items() if not isinstance(manifest.get(key, kind()), kind)
+    ]
+    if isinstance(manifest.get("role"), str) and manifest["role"] not in ROLES:
+        faults.append(f"manifest: role {manifest['role']!r} is none of {', '.join(ROLES)}")
+    return faults

@@ -16,6 +16,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptoss_rl.data.files import DataError, iter_lines
+from gptoss_rl.data.patterns import (
+    ANY_OF_THEM,
+    ASIDE,
+    ASKS,
+    ASKS_LIST,
+    ASKS_NUMBER,
+    ASKS_ONE,
+    BARE_COMMA,
+    BLANKS,
+    CASES,
+    COMMANDS,
+    CONCLUDES,
+    CONDITIONS,
+    DRAWN,
+    EXPRESSION,
+    FOREIGN,
+    GUESS,
+    HOW_MANY_OF,
+    LISTED,
+    NUMBER_TOO,
+    NUMBERED,
+    OF_THESE,
+    ONE_OF_BOTH,
+    OPTIONS,
+    PARTS,
+    PERCENT,
+    PICTURE,
+    POINTS_TO_PICTURE,
+    PROOF,
+    RESULT,
+    SIGNS,
+    STATED,
+    TWO_ASKS,
+    WHETHER,
+)
 from gptoss_rl.prompts import HARMONY_MARKERS
 from reward_func_em import last_box, parse_integer
 
@@ -24,56 +59,12 @@ COLUMNS = (
     "synthetic",
 )  # fmt: skip
 BATCH_ROWS = 65_536
-ARROW_MAGIC = b"ARROW1"
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz")
+ARROW_MAGIC, STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
+BOX = r"\boxed"
+ASCII = {r"\b": r"(?-u:\b)", r"\w": "[A-Za-z0-9_]"}
 MIN_WORDS, MIN_CHARACTERS, MAX_CHARACTERS = 2, 15, 4_000
-VERBS = (
-    "find|compute|determine|calculate|evaluate|solve|what|how|which|who|when|where|give|express|simplify|count|state|write|"
-    "name|estimate|round|convert|factor|describe|prove|show|expand|identify|decide|add|subtract|multiply|divide|enter|choose|"
-    "remove|provide|specify|minimi[sz]e|maximi[sz]e|reduce|exhibit|rearrange|come up with"
-)
-# A place to fill in: underscores, a run of the fixed spaces that translations leave, or a box with a word in it.
-BLANK = r"(?:_{2,}|(?:\\_){2,}|(?:_ ){3,}|\x{a0}{3,}|▲|\\q?quad[\s$.\\)\]]*$|\\boxed\{\\text)"
-# A question asks, commands or leaves something open; text that does neither is a heading or a fragment.
-ASKS = (
-    rf"\?|{BLANK}|(?i)\b(?:{VERBS}|fill|number of|value of|sum of|maximum|minimum|largest|smallest|equals?|is equal to|"
-    r"closest to|(?:is|are) to be found|needs? to be determined)\b|\\qquad|"
-    r"(?m)(?:\bis|\bare|\bwas|\bwere|\blength|\bapproximately|\btotal of|\bposition|\bas|=|:)[\s$.:\\]*$|=\s*\\+\)\s*\.?\s*$|"
-    r"(?:\bis|\bare|\blabeled|\bnearest|\blength|=)[\s$]*(?:\[asy\]|\\begin\{tabular)"
-)
-# Text without a word is an expression to evaluate, unless it states an equation or has several lines.
-EXPRESSION = r"^[\s$\\()\[\]]*(?:\\[A-Za-z]+|[0-9{}()\[\]|+*/^.,$:;\\!' -])+$"
-FOREIGN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Arabic}]{2,}"
-OPTIONS = (
-    r"\(A\)[\s\S]{1,400}\(B\)[\s\S]{1,400}\(C\)|\\textbf\{\(A\)|"
-    r"(?:^|\s)A[.)]\s[\s\S]{1,400}?\sB[.)]\s[\s\S]{1,400}?\sC[.)]\s"
-)
-# A second part counts when it asks something: (a) and (b) also number the conditions of one question.
-MORE = "compare|discuss|verify|judge|explain|justify|draw|sketch|construct|try"
-SECOND = r"(?:\(2\)|\(b\)|\(ii\)|\n\s*2[.)]|\n\s*b[.)])"
-PARTS = rf"{SECOND}[\s$]*(?i:(?:if|when|given|suppose|for|let|in)\b[^?]{{0,200}}?\b)?(?i:{VERBS}|{MORE})\b|\?[\s\S]*\?"
-# A lone \\quad between dollars is a blank too.
-ANY_BLANK = rf"(?:{BLANK}|\$\s*\\q?quad\s*\$|\\\(\s*\\q?quad\s*\\\))"
-BLANKS = rf"{ANY_BLANK}[\s\S]*[^_\\\s\x{{a0}}][\s\S]*{ANY_BLANK}"
-PICTURE = r"(?i)<img|!\[|\[img\]|\\includegraphics"
-STATED = re.compile(r"(?i)\banswer\s*(?:is|:|=)\s*\$?(-?[0-9]+)\b")
-# Words by which a problem asks for several numbers. "The cost of each" of two things is a list of two.
-ASKS_LIST = re.compile(
-    r"(?i)separated by|ordered (?:pair|triple)|\blist (?:all|the|them|your|every)\b|\bfind all\b|"
-    r"\ball (?:possible |real |positive |integer )*(?:values|solutions|integers|numbers|primes)|"
-    r"(?<!number of )(?<!number of real )(?<!number of integer )\b(?:solutions|roots)\b|coordinates|respectively|"
-    r"(?:ascending|increasing|descending) order|\bof each\b|\b(?:did|do|does|will|would|must|should|can) each\b[^.?!]*\?\s*$|"
-    r"\b(?:is|are|was|were|costs?) each\s*\?|\bwhat are\b|\bare what\b|\bwhat values\b|"
-    r"\bwhich (?:two |three )?(?:numbers|integers|values|primes|are)\b|\bhow many\b[^.?!]*\band how many\b|"
-    r"\b(?:find|determine|name|give|what were) (?:the |two |three |four |both |these |those |such |other |positive |prime )*"
-    r"(?:numbers|integers|values|primes|ages|prices|costs|dimensions|lengths|sides|digits)\b"
-)
-# Words by which it asks for one. Two groups of digits count as one number only after such a word.
-ASKS_ONE = re.compile(
-    r"(?i)\b(?:how (?:many|much|far|long|old|tall|high|big|large)|what|find|compute|determine|calculate|evaluate|convert|"
-    r"estimate|simplify|multiply|add|subtract|divide|round|equals?)\b|=[\s$]*$"
-)
-# A bare comma between digits; `{,}` and `,\!` are how a thousands group is typeset and separate no list.
-BARE_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
+RESULT_LENGTH = 80  # characters at the end in which a stated result is looked for
 MOST_GROUPS = 6  # longer runs of three digits are lists: no problem here has an answer of 10^18
 
 
@@ -83,6 +74,7 @@ class Survivors:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)  # that some row has, rejected or not
     read: int = 0
 
     def reject(self, reason: str, count: int = 1) -> None:
@@ -104,31 +96,42 @@ def batches(path: Path) -> Iterator[pl.DataFrame]:
     """
     if not path.is_file():
         raise DataError(f"{path} is missing; get it with: python -m gptoss_rl.data fetch numinamath15")
-    if path.suffix in (".jsonl", ".gz"):
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}, by which the format is known")
+    if path.suffix.lower() in (".jsonl", ".gz"):
         yield from json_batches(path)
         return
     try:
-        if path.suffix == ".arrow":
-            with pa.memory_map(str(path)) as source:
-                for batch in arrow_batches(source):
-                    yield checked(pl.from_arrow(batch), path)
-            return
-        file = pq.ParquetFile(path)
-        present = [name for name in COLUMNS if name in file.schema_arrow.names]
-        for batch in file.iter_batches(BATCH_ROWS, columns=present):
+        for batch in parquet_batches(path) if path.suffix.lower() == ".parquet" else arrow_batches(path):
+            batch.validate(full=True)  # an offset that points nowhere makes polars panic, or another row's text of this one's
             yield checked(pl.from_arrow(batch), path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged or no parquet or arrow file ({error}); fetch it again") from error
+        raise DataError(f"{path} is cut off or damaged, or no parquet or arrow file ({error}); fetch it again") from error
 
 
-def arrow_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-    """Batches of an Arrow file in either of its formats: with an index at its end, or a stream (what `datasets` caches)."""
-    if source.read(len(ARROW_MAGIC)) == ARROW_MAGIC:
-        reader = pa.ipc.open_file(source)
-        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-    else:
+def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    file = pq.ParquetFile(path)
+    present = [name for name in COLUMNS if name in file.schema_arrow.names]
+    yield from file.iter_batches(BATCH_ROWS, columns=present)
+
+
+def arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Batches of an Arrow file in either of its formats: with an index at its end, or a stream (what `datasets` caches).
+
+    Raises:
+        pa.ArrowException: it is damaged; also for a stream that ends before the file does, or without its end marker.
+    """
+    with pa.memory_map(str(path)) as source:
+        if source.read(len(ARROW_MAGIC)) == ARROW_MAGIC:
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+            return
         source.seek(0)
         yield from pa.ipc.open_stream(source)
+        end = source.tell()
+        source.seek(max(0, source.size() - len(STREAM_END)))
+        if end != source.size() or source.read() != STREAM_END:
+            raise pa.ArrowInvalid(f"the stream ends at byte {end:,} of {source.size():,} or lacks its end marker")
 
 
 def json_batches(path: Path) -> Iterator[pl.DataFrame]:
@@ -161,6 +164,7 @@ def checked(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
 def column_rules(exclude_sources: list[str], keep_synthetic: bool) -> list[tuple[str, pl.Expr]]:
     """(reason, expression that is true for rows to reject), in order; null counts as true."""
     text = pl.col("problem")
+    told = text.str.replace_all(ASIDE, " ")
     return [
         ("not a word problem", pl.col("question_type") != "math-word-problem"),
         ("problem not valid", pl.col("problem_is_valid") != "Yes"),
@@ -169,15 +173,33 @@ def column_rules(exclude_sources: list[str], keep_synthetic: bool) -> list[tuple
         ("excluded source", pl.col("source").is_in(exclude_sources)),
         ("no answer", pl.col("answer").str.strip_chars().is_in(["", "notfound", "proof"])),
         ("no digit in the answer", ~pl.col("answer").str.contains(r"[0-9]")),
-        ("not in English", text.str.contains(FOREIGN)),
+        ("not in English", has(text, FOREIGN)),
         ("too short for a question", (text.str.count_matches(r"\S+") < MIN_WORDS) | (text.str.len_chars() < MIN_CHARACTERS)),
         ("too long", text.str.len_chars() > MAX_CHARACTERS),
-        ("asks nothing", ~(text.str.contains(ASKS) | text.str.contains(EXPRESSION))),
-        ("multiple choice", text.str.contains(OPTIONS)),
-        ("several questions", text.str.contains(PARTS) | text.str.contains(BLANKS)),
-        ("needs a picture", text.str.contains(PICTURE)),
+        ("asks nothing", ~(has(text, ASKS) | has(text, EXPRESSION))),
+        ("multiple choice", has(text, OPTIONS)),
+        (
+            "several questions",
+            has(told, PARTS)
+            | has(told, LISTED)
+            | has(text, BLANKS)
+            | (has(told, NUMBERED) & ~has(text, HOW_MANY_OF))
+            | (has(told, CASES) & ~has(text, CONDITIONS))
+            | (has(told, TWO_ASKS) & ~has(text, ONE_OF_BOTH)),
+        ),
+        ("options are missing", has(text, OF_THESE)),
+        ("several right answers", has(text, ANY_OF_THEM)),
+        ("asks yes or no", has(text, WHETHER) & ~has(text, NUMBER_TOO)),
+        ("asks for a proof", has(text, PROOF) & ~has(text, NUMBER_TOO)),
+        ("asks for a guess", has(text, GUESS)),
+        ("needs a picture", has(text, PICTURE) | (has(text, POINTS_TO_PICTURE) & ~has(text, DRAWN))),
         ("control marker in the problem", text.str.contains_any(list(HARMONY_MARKERS))),
     ]
+
+
+def has(text: pl.Expr, pattern: str) -> pl.Expr:
+    """Whether the pattern occurs. Word boundaries are ASCII's: for Unicode's, Rust leaves its fast engine."""
+    return text.str.contains(re.sub(r"\\.", lambda escape: ASCII.get(escape[0], escape[0]), pattern))
 
 
 def judge(frame: pl.DataFrame, rules: list[tuple[str, pl.Expr]]) -> pl.DataFrame:
@@ -196,6 +218,10 @@ def answer_verdict(answer: str, problem: str, solution: str) -> tuple[int | None
     box = last_box(solution or "")
     if box is not None and integer_of(box) != label:
         return None, "boxed answer of the solution disagrees"
+    if boxed_list(problem, solution or ""):
+        return None, "label is one of a list"
+    if PERCENT.search(answer) and not PERCENT.search(problem):
+        return None, "percentage that is not asked for"
     if may_be_list(answer, problem, solution or ""):
         return None, "answer may be a list"
     return label, None
@@ -205,7 +231,35 @@ def is_leaked(label: int, problem: str) -> bool:
     """Whether the problem states its own answer. A box around something else is notation."""
     box = last_box(problem)
     stated = {int(match) for match in STATED.findall(problem)}
-    return label in stated or (box is not None and integer_of(box) == label)
+    boxed = box is not None and integer_of(box) == label
+    return label in stated or boxed or is_target(label, problem) or is_result(label, problem)
+
+
+def is_result(label: int, problem: str) -> bool:
+    """Whether the problem ends by stating the label as its result: it is a theorem, or its solution stands there too."""
+    ends = RESULT.search(problem[-RESULT_LENGTH:])
+    if ends is None or int(ends[1]) != label:
+        return False
+    return COMMANDS.search(problem) is None or CONCLUDES.search(problem) is not None
+
+
+def is_target(label: int, problem: str) -> bool:
+    """Whether signs are to be put between numbers so that the label comes out: "... so that the result equals 100"."""
+    if SIGNS.search(problem) is None or ASKS_NUMBER.search(problem):
+        return False
+    return re.search(rf"(?i)\b(?:equals?|equal to|get|obtain|is|be|make)\s*\$?{label}(?![0-9]|[.,][0-9])", problem) is not None
+
+
+def boxed_list(problem: str, solution: str) -> list[str]:
+    """The boxes of a solution, in order, when the problem asks for several answers and each has its own box; else none.
+
+    The last box alone is then one of the answers: "find all $k$" with "$k$ is $\\boxed{3}$ or $\\boxed{5}$".
+    """
+    pieces = solution.split(BOX)[1:]
+    if len(pieces) < 2 or ASKS_LIST.search(problem) is None:
+        return []
+    boxes = list(dict.fromkeys(filter(None, (last_box(BOX + piece) for piece in pieces))))
+    return boxes if len({integer_of(box) or box for box in boxes}) > 1 else []
 
 
 def may_be_list(answer: str, problem: str, solution: str) -> bool:
@@ -238,6 +292,7 @@ def survivors(path: Path, exclude_sources: list[str], keep_synthetic: bool, prog
     result, rules = Survivors(), column_rules(exclude_sources, keep_synthetic)
     for frame in batches(path):
         result.read += len(frame)
+        result.sources |= set(frame["source"].drop_nulls().unique())
         judged = judge(frame, rules)
         for reason, count in judged.filter(pl.col("reason").is_not_null()).group_by("reason").len().iter_rows():
             result.reject(reason, count)

@@ -1,0 +1,1 @@
+"""The patch stack over the installed OpenRLHF: read, apply, prove, report."""

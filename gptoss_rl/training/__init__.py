@@ -1,0 +1,1 @@
+"""One actor rank: loading, loss, plan of a step, gradients, checkpoints."""

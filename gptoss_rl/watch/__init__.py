@@ -1,0 +1,1 @@
+"""Looking at a run from its files: state, alerts, live view."""
