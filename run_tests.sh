@@ -18,4 +18,5 @@ fi
 bash setup_env.sh cpu
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-exec .venv/bin/python -m pytest --durations=10 "${selection[@]}" "$@"
+# Two at a time: much of a run is waiting, and loading on one core. A file's tests stay together, see conftest.py.
+exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder --durations=15 "${selection[@]}" "$@"

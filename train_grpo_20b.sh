@@ -84,8 +84,10 @@ if [[ ${DRY_RUN:-0} == 1 ]]; then
 fi
 
 [[ -x $PYTHON ]] || { echo "no environment here; run: bash setup_env.sh" >&2; exit 1; }
-"$PYTHON" preflight.py "${flags[@]}" || [[ ${PREFLIGHT:-1} == 0 ]]
-run_dir=$("$PYTHON" -m gptoss_rl.run.launch "${flags[@]}")
+# Inherited by every process of this run: what is still there when it has ended, is ended too.
+export GPTOSS_RL_LAUNCH=$$-$(date +%s%N)
+trap '"$PYTHON" -m gptoss_rl.run.leftovers' EXIT
+run_dir=$("$PYTHON" preflight.py --launch "${flags[@]}")
 echo "run directory: $run_dir"
 export WANDB_DIR=${WANDB_DIR:-$run_dir}    # under --use_wandb
 status=0

@@ -184,7 +184,7 @@ def test_an_adapter_for_another_base_of_the_same_shape_is_refused_by_name(gpt_os
         AdapterFiles(tmp_path / "adapter", tmp_path / "other")
 
 
-@pytest.mark.engine
+@pytest.mark.e2e(seconds=130)
 def test_a_killed_evaluation_goes_on_to_the_same_result(tiny: Path, tmp_path: Path) -> None:
     command = [sys.executable, "eval_posthoc.py", "--model_path", tiny, "--eval_set", "data/tiny_eval.jsonl", "--limit", "200",
                "--max_tokens", "32", "--reasoning_effort", "low", "--output"]  # fmt: skip
@@ -197,7 +197,9 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(tiny: Path, tmp_path: Pa
     records = tmp_path / "killed/tiny_eval/tiny-gptoss.jsonl"
     with subprocess.Popen([*command, tmp_path / "killed"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                           start_new_session=True) as process:  # fmt: skip
+        deadline = time.monotonic() + 600
         while process.poll() is None and not (records.exists() and records.stat().st_size):
+            assert time.monotonic() < deadline, f"waited 600 s for the first record in {records}"
             time.sleep(0.02)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -207,8 +209,12 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(tiny: Path, tmp_path: Pa
     resumed = subprocess.run([*command, tmp_path / "killed"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     got = {row["id"]: row for row in read_json_lines(records)}
-    assert {key: row["response"] for key, row in got.items()} == {key: row["response"] for key, row in wanted.items()}
+    assert got.keys() == wanted.keys()
+    # Requests share batches as they come, and sums are rounded in another order: a response or two may differ in a token.
+    assert sum(got[key]["response"] != wanted[key]["response"] for key in wanted) <= 4
+    assert [got[json.loads(line)["id"]] for line in lines[:kept]] == [json.loads(line) for line in lines[:kept]]
     summaries = [
         json.loads((tmp_path / name / "tiny_eval/tiny-gptoss.summary.json").read_text()) for name in ("whole", "killed")
     ]
-    assert summaries[0]["score"] == summaries[1]["score"]
+    assert summaries[0]["n"] == summaries[1]["n"] == 200
+    assert summaries[0]["score"]["mean"] == pytest.approx(summaries[1]["score"]["mean"], abs=4 / 200)

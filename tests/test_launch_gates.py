@@ -15,7 +15,6 @@ from gptoss_rl.run.launch_gates import (
     check_labels,
     check_launch,
     check_length,
-    check_unoccupied,
     read_prompts,
 )
 from gptoss_rl.sync.cluster import devices_needed
@@ -176,19 +175,6 @@ def test_a_missing_data_file_is_named(files) -> None:
         check_flags(arguments(files, eval_dataset="none.jsonl"))
     with pytest.raises(GateError, match="--prompt_data .* is a folder, not a file; --eval_dataset none.jsonl does not exist"):
         check_flags(arguments(files, prompt_data=str(files[0].parent), eval_dataset="none.jsonl"))
-
-
-def test_a_run_directory_in_use_is_refused_unless_resumed(files, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    check_unoccupied(arguments(files, run_dir=str(folder)))
-    folder.mkdir()
-    check_unoccupied(arguments(files, run_dir=str(folder)))
-    (folder / "config.json").touch()
-    with pytest.raises(GateError, match="already holds a run"):
-        check_unoccupied(arguments(files, run_dir=str(folder)))
-    check_unoccupied(arguments(files, run_dir=str(folder), load_checkpoint=True))
-    with pytest.raises(GateError, match="is a file"):
-        check_unoccupied(arguments(files, run_dir=str(files[0])))
 
 
 def rows(*pairs) -> list[dict]:

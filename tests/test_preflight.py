@@ -130,7 +130,8 @@ def test_a_run_that_would_be_worthless_is_not_started(run: str, tmp_path: Path) 
         # What a gate says names its remedy itself.
         assert all(f["remedy"] for f in findings if f["level"] in (STOP, WARNING) and not f["seen"].startswith("[gate"))
     else:
-        assert "learning rate" in done.stdout
+        assert "learning rate" in done.stderr
+        assert done.stdout == ""
 
 
 def test_preflight_can_be_overruled_but_the_gates_stay(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_model_that_is_cut_off_stops_once(tmp_path: Path) -> None:
 
 def test_what_a_finding_quotes_is_printed_as_it_stands(capsys: pytest.CaptureFixture) -> None:
     # rich would take the brackets for its markup: it drops the first kind, and raises on the second.
-    show([doctor.Finding(STOP, "data", "[gate labels] a[/b]", "[x]")])
+    show([doctor.Finding(STOP, "data", "[gate labels] a[/b]", "[x]")], sys.stdout)
     assert "[gate labels] a[/b]" in (printed := capsys.readouterr().out)
     assert "[x]" in printed
 

@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import readme
 from made_run import make_run
-from workplace import ROOT, Workplace, write_sources
+from readme import README, block, typed
+from workplace import ROOT, Workplace
 
 from gptoss_rl.flags import ENTRY_POINT, parse
 from gptoss_rl.metrics import with_table
 from gptoss_rl.models.mxfp4 import quantize_checkpoint
-from gptoss_rl.models.tiny_tokenizer import build_tokenizer
 from gptoss_rl.run.launch_gates import flag_problems
 
-README = (ROOT / "README.md").read_text()
 # What other tests run for real, in a short form; the last word is a piece of their source that shows it.
 RUNS = "tests/test_train_cpu.py"
 TINY = "bash train_grpo_tiny_cpu.sh"
@@ -33,26 +33,6 @@ ELSEWHERE = {
 }
 # Needs a hub; its arguments are parsed below.
 NOT_RUN = "hf download"
-TYPED: set[str] = set()  # by the tests below
-SHORT = "--max_tokens 24 --reasoning_effort low"
-
-
-def block(heading: str) -> list[str]:
-    """Lines of the bash block under a heading, without comments."""
-    section = README[README.index(f"## {heading}\n") :]
-    return stripped(re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1])
-
-
-def stripped(text: str) -> list[str]:
-    lines = [re.split(r"\s+#\s", line)[0].strip() for line in text.splitlines()]
-    return [line for line in lines if line]
-
-
-def commands() -> set[str]:
-    """Every line of a bash block, and every command in running text."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    inline = re.findall(r"`((?:python|bash) [^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
-    return {line for text in blocks for line in stripped(text)} | set(inline)
 
 
 @pytest.fixture(scope="session")
@@ -60,44 +40,34 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("readme") / "gptoss-rl")
 
 
-def typed(line: str) -> str:
-    TYPED.add(line)
-    return line
+def typed_by_tests() -> set[str]:
+    """The commands that tests type, read off their source: a test that has not run yet counts, and one alone can be run."""
+    source = "".join(
+        (ROOT / "tests" / name).read_text() for name in ("readme.py", "test_readme.py", "test_readme_evaluation.py")
+    )
+    blocks = {line for heading in re.findall(r'block\("([^"]+)"\)', source) for line in readme.block(heading)}
+    return blocks | set(re.findall(r'\btyped\("([^"]+)"\)', source))
 
 
 def test_what_runs_elsewhere_is_run_there() -> None:
     for line, (where, word) in ELSEWHERE.items():
-        assert line in commands(), f"{line} is not in the README any more"
+        assert line in readme.commands(), f"{line} is not in the README any more"
         assert word in (ROOT / where).read_text(), f"{where} does not show that it runs: {line}"
 
 
-def make_data(work: Workplace) -> None:
-    """Type the data block, once."""
-    if (work.folder / "data" / "probe_set_200.jsonl").is_file():
-        return
-    write_sources(work.folder / "data" / "sources")
-    build_tokenizer(131_072).save_pretrained(work.folder / "models" / "gpt-oss-20b")  # all that the filter reads of a model
-    fetch, *rest = map(typed, block("Data"))
-    refused = work.type(fetch, HF_HUB_OFFLINE="1", HF_HOME=str(work.folder / "cache"))
-    assert (refused.returncode, "cannot be fetched" in refused.stderr) == (1, True)  # no test asks the hub
-    for line in rest:
-        work.must(line, "--rows 3000" if "bench_filter" in line else "")
-    shutil.rmtree(work.folder / "models")
-
-
-def test_the_readmes_data_commands_in_their_order(work: Workplace) -> None:
-    make_data(work)
-    assert typed("python -m gptoss_rl.data verify") in block("Data")
-    sizes = {path.name: path.read_text().count("\n") for path in (work.folder / "data").glob("*.jsonl")}
+def test_the_readmes_data_commands_in_their_order(readme_data: Path) -> None:
+    assert "python -m gptoss_rl.data verify" in block("Data")
+    sizes = {path.name: path.read_text().count("\n") for path in readme_data.glob("*.jsonl")}
     assert sizes["probe_set_1000_ood.jsonl"] == 1_000
     assert sizes["sft_rl_pool_3200.jsonl"] == 3_200
     assert sizes["probe_set_200.jsonl"] == 200
 
 
-def test_the_readmes_commands_for_eight_cards(work: Workplace, gpt_oss_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_commands_for_eight_cards(work: Workplace, readme_data: Path, gpt_oss_folder: Path) -> None:
+    shutil.copytree(readme_data, work.folder / "data", dirs_exist_ok=True)
     models = work.folder / "models"
     models.mkdir()
-    lines = list(map(typed, block("On eight A30")))
+    lines = block("On eight A30")
     for line in lines:
         words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
         if "setup_env.sh" in line:
@@ -142,38 +112,9 @@ def test_the_readmes_commands_for_looking(work: Workplace) -> None:
     shutil.rmtree(work.folder / "runs")
 
 
-@pytest.mark.e2e
-def test_the_readmes_evaluation_commands(work: Workplace, tiny: Path, finished_run: Path) -> None:
-    make_data(work)
-    (work.folder / "models").mkdir()
-    for name in ("gpt-oss-20b", "gpt-oss-20b-bf16"):  # the CPU's engine has no MXFP4
-        (work.folder / "models" / name).symlink_to(tiny)
-    (work.folder / "models" / "tiny-gptoss").symlink_to(tiny)  # as the run's flags name it
-    (work.folder / "runs").mkdir()
-    (work.folder / "runs" / "NAME").symlink_to(finished_run)
-    work.must(typed("python merge_lora.py --base models/gpt-oss-20b-bf16 --adapter runs/NAME/adapter --output merged"))
-    merged, adapter, regression, baseline, apex = map(typed, block("Evaluation"))
-    assert "tier stability" in work.must(merged, f"--limit 120 {SHORT}")
-    assert "rl (B) against gpt-oss-20b (A): " in work.must(adapter, f"--limit 120 {SHORT}")
-    # In training and post hoc agree problem by problem, as an adapter and, up to what rounding takes, merged.
-    said = work.must(regression)
-    assert "40 problems: 40 responses equal to the token; verdicts differ on 0" in said
-    assert "in-training and post-hoc evaluation agree" in said
-    assert "agree" in work.must(regression, "--merged merged --tolerance 1")
-    assert "recommended for training" in work.must(baseline, f"--limit 6 --n_samples 2 {SHORT} --auto-symlink")
-    assert (work.folder / "data" / "train_prompts.jsonl").is_symlink()
-    assert "2 problems x 16 samples" in work.must(apex, SHORT)
-    for name, source in (("A", "gpt-oss-20b"), ("B", "rl")):
-        for suffix in (".jsonl", ".identity.json"):
-            made = work.folder / "evals" / "probe_set_1000_ood" / f"{source}{suffix}"
-            shutil.copyfile(made, work.folder / f"{name}{suffix}")
-    assert "tier: stability" in work.must(typed("python -m gptoss_rl.stats compare A.jsonl B.jsonl"))
-
-
-@pytest.mark.e2e
 def test_no_command_of_the_readme_is_left_out() -> None:
     only_seed = {f"{TINY} --seed 7"}  # the launcher's own --seed, with another value
-    assert commands() - set(ELSEWHERE) - TYPED - only_seed == set()
+    assert readme.commands() - set(ELSEWHERE) - typed_by_tests() - only_seed == set()
 
 
 def test_the_metric_table_is_current() -> None:

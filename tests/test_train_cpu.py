@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from deaths import die, marked
 from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, command, lines, run
 
 from gptoss_rl.metrics import METRICS
-
-pytestmark = pytest.mark.e2e
+from gptoss_rl.run.directory import check_unoccupied, set_failed_start_aside
+from gptoss_rl.sync.local_engine import engine_arguments
 
 
 def assert_trackers_have_the_metrics(run_dir: Path) -> None:
@@ -43,6 +44,7 @@ def assert_trackers_have_the_metrics(run_dir: Path) -> None:
     assert json.loads(logged["train/reward/mean"]) == pytest.approx(wanted["train/reward/mean"])
 
 
+@pytest.mark.e2e(seconds=120)
 def test_tiny_run_goes_end_to_end(finished_run: Path, eval_file: Path) -> None:
     run_dir, steps = finished_run, 4
     assert_trackers_have_the_metrics(run_dir)
@@ -111,6 +113,7 @@ def test_tiny_run_goes_end_to_end(finished_run: Path, eval_file: Path) -> None:
     assert "already holds a run" in again.output
 
 
+@pytest.mark.e2e(seconds=100)
 def test_an_engine_with_two_shards_in_bf16(eval_file: Path, tmp_path: Path) -> None:
     # Also: the sampler's logprobs instead of a recomputing pass, corrected, and refilled groups.
     flags = ["--vllm_tensor_parallel_size", "2", "--num_devices", "3", "--param_dtype", "bf16", "--train_batch_size", "8"]
@@ -130,6 +133,7 @@ def test_an_engine_with_two_shards_in_bf16(eval_file: Path, tmp_path: Path) -> N
     assert 0 < min(shares) <= max(shares) <= 1, shares
 
 
+@pytest.mark.e2e(seconds=80)
 def test_two_engines_in_merge_mode(eval_file: Path, tmp_path: Path) -> None:
     # Also: upstream's own loss.
     flags = ["--vllm_num_engines", "2", "--num_devices", "3", "--vllm_lora_sync", "merge"]
@@ -143,6 +147,7 @@ def test_two_engines_in_merge_mode(eval_file: Path, tmp_path: Path) -> None:
     assert all(0 < s["dead_zone_share"] < 1 for s in syncs[3:])
 
 
+@pytest.mark.e2e(seconds=130)
 def test_a_run_resumes_where_it_stopped(eval_file: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # Also: two optimizer steps a rollout batch, so with a pass for old logprobs, and KL to the base inside the policy.
@@ -183,6 +188,7 @@ def test_a_run_resumes_where_it_stopped(eval_file: Path, tmp_path: Path) -> None
     assert Counter(e["step"] for e in lines(run_dir, "eval")) == dict.fromkeys((0, 2, 4, 6), 40)
 
 
+@pytest.mark.e2e(seconds=65)
 def test_a_trainer_without_sinks_is_stopped_before_step_one(
     tiny: Path, eval_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +210,7 @@ def test_a_trainer_without_sinks_is_stopped_before_step_one(
     assert lines(tmp_path / "run", "metrics") == []
 
 
+@pytest.mark.e2e(seconds=70)
 def test_a_sampler_that_drifts_stops_the_run_with_a_checkpoint(eval_file: Path, tmp_path: Path) -> None:
     # No sampler is this exact, so two steps on end are above the limit; groups without variance count too, so that no
     # step is without tokens.
@@ -218,9 +225,41 @@ def test_a_sampler_that_drifts_stops_the_run_with_a_checkpoint(eval_file: Path, 
     assert "stopped, step 2" in report
 
 
+@pytest.mark.e2e(seconds=60)
 def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(eval_file: Path, tmp_path: Path) -> None:
     reward = tmp_path / "reward.py"
     reward.write_text("def reward_func(queries, prompts, labels):\n    raise KeyError('the grader is broken')\n")
     done = run(tmp_path / "run", eval_file, 2, "--remote_rm_url", str(reward), "--canary_prompts", "0")
     assert done.returncode != 0
     assert "[gate reward] the reward function raised KeyError: 'the grader is broken' for prompt " in done.output
+
+
+@pytest.mark.e2e(seconds=60)
+def test_an_engine_that_cannot_start_ends_the_run_with_its_own_error(
+    tiny: Path, eval_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchModel"]}))
+    monkeypatch.setenv("PREFLIGHT", "0")
+    run_dir = tmp_path / "run"
+    done = run(run_dir, eval_file, 2, "--vllm_pretrain", str(broken))
+    assert done.returncode != 0
+    last = done.output.strip().splitlines()[-1]
+    assert re.match(r"the run was stopped: \[gate parts\] engine 0 died while the (policy|run) was .*NoSuchModel", last)
+    # Nothing of it is in the way of the next start, and what it said is kept.
+    assert marked(done.launcher) == {}
+    check_unoccupied(engine_arguments(run_dir=str(run_dir)))
+    assert "NoSuchModel" in (set_failed_start_aside(run_dir) / "train.log").read_text()
+
+
+@pytest.mark.e2e(seconds=60)
+@pytest.mark.parametrize(("part", "moment"), [("vLLM core", "loading"), ("driver", "proving")])
+def test_a_part_that_is_killed_ends_the_run_and_leaves_nothing(part: str, moment: str, eval_file: Path, tmp_path: Path) -> None:
+    # All parts in all phases: benchmarks/start_deaths.py.
+    outcome = die(part, moment, tmp_path / "run", eval_file)
+    assert outcome.status != 0
+    assert outcome.processes == []
+    if part == "vLLM core":
+        assert re.match(r"\[gate parts\] engine 0 died while the (policy|run) was \w+", outcome.sentence)
+    check_unoccupied(engine_arguments(run_dir=str(tmp_path / "run")))

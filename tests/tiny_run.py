@@ -1,5 +1,7 @@
 """Short runs of the tiny launcher, as a user starts them."""
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -7,6 +9,7 @@ from gptoss_rl.run_files import read_json_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS_A_STEP = 4
+RUN_SECONDS = 900
 
 
 def make_tiny() -> Path:
@@ -24,10 +27,19 @@ def command(run_dir: Path, eval_file: Path, steps: int, *flags: str) -> list[str
 
 
 def run(run_dir: Path, eval_file: Path, steps: int, *flags: str) -> subprocess.CompletedProcess:
-    """A run to its end; `output` holds what it printed."""
+    """A run to its end; `output` holds what it printed, stderr in its place, and `launcher` the launcher's process id."""
     words = command(run_dir, eval_file, steps, *flags)
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    done.output = done.stdout + done.stderr
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+        errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=RUN_SECONDS)
+        except BaseException:  # a deadline or Ctrl-C: the whole run ends, not the launcher alone
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    done = subprocess.CompletedProcess(words, process.returncode)
+    done.output, done.launcher = output, process.pid
     return done
 
 

@@ -13,7 +13,8 @@ from gptoss_rl.doctor.sizes import config
 from gptoss_rl.errors import GateError
 from gptoss_rl.models.folder import INDEX, CheckpointError, Weights, base_fingerprint
 from gptoss_rl.prompts import HARMONY_MARKERS, render_prompt
-from gptoss_rl.run.launch_gates import check_data, check_unoccupied, missing_data
+from gptoss_rl.run.directory import check_unoccupied
+from gptoss_rl.run.launch_gates import check_data, missing_data
 from gptoss_rl.run.resume import check_resume
 
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_local_experts", "vocab_size", "sliding_window")

@@ -1,9 +1,8 @@
 """Cards, host, shared memory, object store and disk against what the flags ask for."""
 
 import argparse
-import os
 
-from gptoss_rl.doctor.findings import GB, STOP, UNKNOWN, WARNING, Finding, rated, shown
+from gptoss_rl.doctor.findings import GB, OK, STOP, UNKNOWN, WARNING, Finding, rated, shown
 from gptoss_rl.doctor.machine import Machine
 from gptoss_rl.doctor.sizes import (
     disk,
@@ -14,7 +13,8 @@ from gptoss_rl.doctor.sizes import (
     samples_per_micro_batch,
     trainer_memory,
 )
-from gptoss_rl.sync.cluster import OBJECT_STORE_BYTES, devices_needed
+from gptoss_rl.errors import GateError
+from gptoss_rl.sync.cluster import OBJECT_STORE_BYTES, check_ray, cluster_address, devices_needed
 
 LEAST_CAPABILITY, LEAST_DRIVER = 8.0, 570  # bf16 and Marlin's MXFP4; CUDA 12.8
 LEAST_SHM_GB = 8.0
@@ -29,7 +29,7 @@ RAY_DISK_LIMIT = 0.95  # of its temporary disk: above it Ray creates no object; 
 def check_devices(args: argparse.Namespace, machine: Machine) -> list[Finding]:
     """Enough devices, and what the cards are."""
     needed = devices_needed(args)
-    if os.environ.get("RAY_ADDRESS"):
+    if cluster_address() is not None:
         seen = f"{needed} needed of the cluster at RAY_ADDRESS, which is asked when the run starts"
         return [Finding(UNKNOWN, "GPUs", seen), *check_card_memory(args, None)]
     if args.num_devices is not None:
@@ -103,6 +103,7 @@ def check_host(args: argparse.Namespace, machine: Machine, steps: int, evaluated
     """Memory and disk of the host, for a run of `steps` global steps that evaluates on `evaluated` problems."""
     space = disk(args, steps, evaluated)
     return [
+        check_start_of_ray(args),
         check_host_memory(args, machine),
         rated(machine.shm_gb >= LEAST_SHM_GB, WARNING, "shared memory", f"{machine.shm_gb:.0f} GB",
               "Ray's object store and NCCL use /dev/shm; in a container --shm-size 16g"),
@@ -113,6 +114,15 @@ def check_host(args: argparse.Namespace, machine: Machine, steps: int, evaluated
         rated(machine.temporary_used < RAY_DISK_LIMIT, WARNING, "temporary disk", f"{machine.temporary_used:.0%} used",
               f"above {RAY_DISK_LIMIT:.0%} Ray creates no objects; free space or set RAY_TMPDIR"),
     ]  # fmt: skip
+
+
+def check_start_of_ray(args: argparse.Namespace) -> Finding:
+    """What the launch asks as well: an address that answers, folders for sockets, room for the object store."""
+    try:
+        check_ray(args)
+    except GateError as error:
+        return Finding(STOP, "Ray", str(error))
+    return Finding(OK, "Ray", "its address answers" if cluster_address() is not None else "can start here")
 
 
 def check_host_memory(args: argparse.Namespace, machine: Machine) -> Finding:
@@ -133,7 +143,7 @@ def check_host_memory(args: argparse.Namespace, machine: Machine) -> Finding:
 
 def check_object_store(args: argparse.Namespace, machine: Machine) -> Finding:
     """Ray's object store, as large as the run will start it, against what a step puts into it."""
-    if os.environ.get("RAY_ADDRESS"):
+    if cluster_address() is not None:
         return Finding(UNKNOWN, "object store", "the cluster's at RAY_ADDRESS")
     size = min(RAY_STORE_SHARE * machine.memory_gb, 0.95 * machine.shm_gb)
     if args.num_devices is not None:

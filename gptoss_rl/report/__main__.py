@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gptoss_rl.report import ReportError, build
 from gptoss_rl.run_files import write_text_atomically
+from gptoss_rl.watch.run_view import RunView
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
     except (OSError, ReportError) as error:
         sys.exit(f"report: {error}")
     print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
+    if len(args.runs) == 1 and (view := RunView(args.runs[0])).state() == "stopped":
+        print(f"the run was stopped: {' '.join(view.messages(1)) or f'see the end of {view.folder}/train.log'}")
 
 
 if __name__ == "__main__":

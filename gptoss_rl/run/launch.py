@@ -1,10 +1,8 @@
 """What a launcher does before training: gates, the run directory, and a record of what is about to run.
 
-`python -m gptoss_rl.run.launch FLAGS` prints the run directory, which then holds command.txt, config.json and
-environment.json. It exits with one sentence when a gate is closed, and creates nothing then.
+The run directory then holds command.txt, config.json and environment.json. When a gate is closed nothing is made.
 """
 
-import argparse
 import os
 import platform
 import shlex
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_rl.flags import ENTRY_POINT
+from gptoss_rl.run.directory import check_unoccupied, set_failed_start_aside
 from gptoss_rl.run.resume import record_of
 from gptoss_rl.run_files import process_record, write_json_atomically, write_text_atomically
 from gptoss_rl.versions import stack_versions
@@ -54,12 +53,17 @@ def prepare(argv: list[str]) -> Path:
         GateError: a gate is closed, or the directory already holds a run that is not being resumed.
     """
     from gptoss_rl.run.flag_rules import read_flags
-    from gptoss_rl.run.launch_gates import check_launch, check_unoccupied
+    from gptoss_rl.run.launch_gates import check_launch
+    from gptoss_rl.sync.cluster import check_ray
 
     args = read_flags(argv)
+    check_ray(args)
     check_launch(args)
     check_unoccupied(args)
     folder = Path(args.run_dir)
+    aside = None if args.load_checkpoint else set_failed_start_aside(folder)
+    if aside:
+        print(f"an earlier start here took no step; what it left is in {aside}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join([sys.executable, "-m", ENTRY_POINT, *argv])
     suffix = f".resume{len(list(folder.glob('command*.txt')))}" if args.load_checkpoint else ""
@@ -69,16 +73,3 @@ def prepare(argv: list[str]) -> Path:
     (folder / "exit.json").unlink(missing_ok=True)  # of the life that is being resumed
     write_json_atomically(folder / "process.json", process_record())
     return folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], add_help=False)
-    _, argv = parser.parse_known_args()
-    try:
-        print(prepare(argv))
-    except RuntimeError as error:  # GateError and PatchStackError: one sentence, no traceback
-        sys.exit(f"refused: {error}")
-
-
-if __name__ == "__main__":
-    main()

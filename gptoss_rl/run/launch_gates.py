@@ -56,18 +56,6 @@ def missing_data(args: argparse.Namespace, flags: Iterable[str] = DATA) -> list[
     ]
 
 
-def check_unoccupied(args: argparse.Namespace) -> None:
-    """Raises GateError when a run that is not being resumed would write among another's files."""
-    folder = Path(args.run_dir)
-    if folder.exists() and not folder.is_dir():
-        raise GateError("flags", f"--run_dir {folder} is a file; choose another")
-    if not args.load_checkpoint and folder.exists() and any(folder.iterdir()):
-        raise GateError(
-            "flags",
-            f"{folder} already holds a run; choose another --run_dir, or pass --load_checkpoint to resume it",
-        )
-
-
 def check_data(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and evaluation problems of a run, read and checked.
 

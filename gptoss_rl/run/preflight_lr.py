@@ -79,12 +79,12 @@ def report(args: argparse.Namespace, num_prompts: int) -> str:
     return "\n".join([head, table(args, rates, updates), plot(rates)])
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], add_help=False)
     parser.add_argument("--num_prompts", type=int, help="take this many prompts instead of reading --prompt_data")
-    own, argv = parser.parse_known_args()
+    own, flags = parser.parse_known_args(argv)
     try:
-        args = read_flags(argv)
+        args = read_flags(flags)
         count = own.num_prompts
         if count is not None and count < 1:
             raise GateError("flags", f"--num_prompts {count} must be at least 1")

@@ -9,6 +9,7 @@ from typing import Any
 from gptoss_rl.data.files import sha256
 from gptoss_rl.errors import GateError
 from gptoss_rl.prompts import prompt_fingerprint
+from gptoss_rl.run.directory import is_failed_start
 from gptoss_rl.run_files import read_json
 
 FILES = ("prompt_data", "eval_dataset")  # compared by content, wherever they lie
@@ -61,7 +62,8 @@ def check_resume(args: argparse.Namespace) -> None:
     """Raises GateError unless there is a checkpoint, and the flags and files are those of the run's last life."""
     folder = Path(args.run_dir)
     if not Path(args.ckpt_path, "_actor", "latest").is_file():
-        raise GateError("flags", f"--load_checkpoint: {args.ckpt_path} holds no checkpoint to resume from")
+        free = "; it took no step, so start it without --load_checkpoint" if is_failed_start(folder) else ""
+        raise GateError("flags", f"--load_checkpoint: {args.ckpt_path} holds no checkpoint to resume from{free}")
     before = lives(folder)
     if not before:
         raise GateError("flags", f"--load_checkpoint: {folder} has no config.json, so nobody knows what is to be resumed")

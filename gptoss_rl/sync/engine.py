@@ -6,10 +6,14 @@ that trainer and sampler can be compared on equal terms.
 
 import argparse
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from gptoss_rl.sync.last_error import FirstCauseError, described
 
 # Largest adapter of which vLLM 0.15.0 has kernels (vllm/config/lora.py, MaxLoRARanks).
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -17,6 +21,7 @@ SYNC_WORKER = "openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap"
 # vLLM drops no block that a request holds. One that was aborted is gone here before the engine's process hears of it, so
 # a refusal may pass; one that lasts does not.
 CACHE_RESET_SECONDS = 5.0
+LOOK_SECONDS = 0.5  # between two looks at whether vLLM's processes are there
 
 
 def slot_rank(lora_rank: int) -> int:
@@ -102,6 +107,20 @@ class PolicyEngine:
                 )
             )
         return {"answers": answers, "in_flight": 0, "cache_reset": cache_reset, "seconds": time.perf_counter() - start}
+
+    @contextlib.contextmanager
+    def first_cause(self) -> Iterator[None]:
+        """Raises FirstCauseError with the error, often another process's, that kept vLLM from starting."""
+        try:
+            yield
+        except Exception as error:  # of any kind; it is raised again in other words
+            raise FirstCauseError(described(error)) from error
+
+    async def outlive(self) -> None:
+        """Never returns. Raises FirstCauseError when vLLM's processes have died, whoever asks and whatever else is going on."""
+        while not self.llm.errored:
+            await asyncio.sleep(LOOK_SECONDS)
+        raise FirstCauseError(described(self.llm.dead_error))
 
     async def _reset_prefix_cache(self) -> bool:
         """Forget every cached block; False when vLLM still refuses after `CACHE_RESET_SECONDS`."""

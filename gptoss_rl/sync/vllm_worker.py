@@ -2,19 +2,23 @@
 
 Importing this module also installs two small hooks in vLLM, in every worker process and before the model
 is loaded: LoRA is restricted to the attention projections, and in merge mode the pristine projection
-weights are kept (vLLM's CPU backend packs a linear layer's weight away and deletes the tensor).
+weights are kept (vLLM's CPU backend packs a linear layer's weight away and deletes the tensor). And tqdm
+is given a lock of this process alone: its own is a named semaphore, which stays in /dev/shm when Ray ends
+the engine with SIGKILL, as it does at the end of every run.
 
 Answers are plain dicts of strings and numbers, because nothing else survives `collective_rpc`, and errors are
 returned, not raised: an exception inside a worker surfaces in the trainer as a dead engine without a reason.
 """
 
 import hashlib
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import vllm.lora.model_manager
+from tqdm import tqdm
 from vllm.config import get_current_vllm_config
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
@@ -44,6 +48,7 @@ def _keep_pristine_weight(process_weights):
 
 
 def _install_hooks() -> None:
+    tqdm.set_lock(threading.RLock())
     vllm.lora.model_manager.get_supported_lora_modules = _attention_projections_only
     if not hasattr(UnquantizedLinearMethod.process_weights_after_loading, "gptoss_rl"):
         UnquantizedLinearMethod.process_weights_after_loading = _keep_pristine_weight(

@@ -183,14 +183,16 @@ class RunView:
         return [f"resumed at {time.strftime('%Y-%m-%d %H:%M', time.localtime(path.stat().st_mtime))}" for path in found]
 
     def messages(self, count: int = 3) -> list[str]:
-        """The last messages of gates and errors in train.log, without repetition."""
+        """The last messages of errors and gates in train.log, without repetition; gates last: they say why a run stopped."""
         log = self.folder / "train.log"
         if not log.exists():
             return []
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL))
             text = ANSI.sub("", file.read().decode("utf-8", "replace"))
-        found = list(dict.fromkeys(match.group().strip() for match in MESSAGE.finditer(text)))
+        lines = (match.group().strip() for match in MESSAGE.finditer(text))
+        found = list(dict.fromkeys(line[max(0, line.find("[gate ")) :] for line in lines))
+        found.sort(key=lambda message: message.startswith("[gate"))
         return found[-count:]
 
     def last_sample(self) -> dict[str, Any] | None:

@@ -1,0 +1,92 @@
+"""Ends what a run started and did not end: a killed driver leaves Ray's and vLLM's processes, and what they hold of /dev/shm.
+
+    python -m gptoss_rl.run.leftovers        # of the launcher that set GPTOSS_RL_LAUNCH in this environment
+
+Every process of a run inherits that variable, so only the run's own are found; on other nodes Ray ends its workers itself.
+When Ray ends a worker it kills Python's resource tracker too, which would have removed the worker's semaphores and shared
+memory. So the driver writes down which files the run's processes have mapped while they live, and those are removed.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+MARK = "GPTOSS_RL_LAUNCH"
+PATIENCE = 3.0  # seconds to end by itself after SIGTERM
+SHM = "/dev/shm/"
+
+
+def processes(launch: str) -> list[psutil.Process]:
+    """Processes of the launch, without this one and those that it was started by."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid not in own and process.environ().get(MARK) == launch and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended, or is another user's
+            continue
+    return found
+
+
+def shared_memory_of(pid: int) -> set[str]:
+    """Files of /dev/shm that a process has mapped and that still have their name."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+    except OSError:  # it has ended
+        return set()
+    return {line[line.index(SHM) :] for line in lines if SHM in line and not line.endswith("(deleted)")}
+
+
+def notes_of(launch: str) -> Path:
+    """Where the shared memory of a launch is written down."""
+    return Path(tempfile.gettempdir(), f"gptoss-rl-{launch}-shared-memory")
+
+
+def note_shared_memory(launch: str | None) -> None:
+    """Write down what the launch's processes have of /dev/shm now, beside what is noted already."""
+    if not launch:
+        return  # not started by a launcher
+    notes = notes_of(launch)
+    known = set(notes.read_text().splitlines()) if notes.exists() else set()
+    new = set().union(*(shared_memory_of(process.pid) for process in processes(launch))) - known
+    if new:
+        with notes.open("a") as file:
+            file.write("".join(f"{path}\n" for path in sorted(new)))
+
+
+def sweep(launch: str) -> list[str]:
+    """End every process of the launch and remove its shared memory; what they were called."""
+    note_shared_memory(launch)
+    found = processes(launch)
+    names = [f"{process.pid} {process.name()}" for process in found if process.is_running()]
+    for signal in ("terminate", "kill"):
+        for process in found:
+            try:
+                getattr(process, signal)()
+            except psutil.NoSuchProcess:
+                continue
+        if found:
+            _, found = psutil.wait_procs(found, timeout=PATIENCE)
+    notes = notes_of(launch)
+    if notes.exists():
+        for path in notes.read_text().splitlines():
+            Path(path).unlink(missing_ok=True)
+        notes.unlink()
+    return names
+
+
+def main() -> None:
+    launch = os.environ.get(MARK)
+    if not launch:
+        sys.exit(f"leftovers: {MARK} is not set; a launcher sets it for what it starts")
+    names = sweep(launch)
+    if names:
+        print(f"ended {len(names)} processes that the run had left: {', '.join(names)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
