@@ -56,12 +56,13 @@ def marked(launcher: int) -> dict[int, str]:
 
 
 def has_come(moment: str, seen_seconds: float, run_dir: Path) -> bool:
-    """Whether a start is at the moment: `loading` (some seconds after the part appeared), `proving`, `evaluating`, `step`."""
+    """Whether a start is at one of the moments below; `loading` is some seconds after the part appeared."""
     return {
         "loading": lambda: seen_seconds >= LOADING_SECONDS,
         "proving": lambda: bool(lines(run_dir, "sync")),
         "evaluating": lambda: (run_dir / "canary.json").exists(),
         "step": lambda: bool(lines(run_dir, "metrics")),
+        "step 3": lambda: len(lines(run_dir, "metrics")) >= 3,
     }[moment]()
 
 

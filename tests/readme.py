@@ -21,10 +21,10 @@ def stripped(text: str) -> list[str]:
 
 
 def commands() -> set[str]:
-    """Every line of a bash block, and every command in running text."""
+    """Every line of a bash block, and every command in running text, where it may be broken over two lines."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    inline = re.findall(r"`((?:python|bash) [^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
-    return {line for text in blocks for line in stripped(text)} | set(inline)
+    inline = re.findall(r"`((?:python|bash)\s[^`]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    return {line for text in blocks for line in stripped(text)} | {" ".join(words.split()) for words in inline}
 
 
 def typed(line: str) -> str:

@@ -1,10 +1,12 @@
 """What keeps Ray from starting is said at launch, with the variable to change."""
 
+import http.server
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import ray
 
 from gptoss_rl.sync.cluster import (
+    ANSWER_SECONDS,
     CONNECT_SECONDS,
     LEAST_SHM_BYTES,
     OBJECT_STORE_BYTES,
@@ -56,12 +59,26 @@ def test_an_address_where_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatc
     assert "RAY_ADDRESS=no-such-host.invalid:6379: nobody answers there" in problems()
 
 
-def test_an_address_that_answers_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def test_who_answers_and_is_not_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a full queue of connections that nobody takes
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        assert "who answers there says nothing for 6 s, as no Ray does" in problems()
+    web = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{web.server_port}")
+    assert re.search(r"who answers there (is not Ray|says nothing)", problems())
+    web.shutdown()
+    assert CONNECT_SECONDS + ANSWER_SECONDS < 10
+
+
+def test_the_address_of_a_cluster_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.init(**{**ray_options(engine_arguments(num_devices=1)), "log_to_driver": False, "logging_level": "ERROR"})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         assert problems() == ""
         assert "address" not in ray_options(engine_arguments())
-    assert CONNECT_SECONDS < 10
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.parametrize("address", ["", "local"])

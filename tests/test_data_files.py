@@ -1,6 +1,7 @@
 """Data files whole or not at all, from sources that are pinned, described by what their manifests say."""
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -70,9 +71,11 @@ def has_open(process: subprocess.Popen, path: Path) -> bool:
 
 
 def wait_until_it_reads(process: subprocess.Popen, path: Path) -> None:
+    deadline = time.monotonic() + 120
     while process.poll() is None:
         if has_open(process, path):
             return
+        assert time.monotonic() < deadline, f"waited 120 s for the command to open {path}"
         time.sleep(0.01)
     pytest.fail(f"it ended with {process.returncode} before it read anything")
 
@@ -83,7 +86,9 @@ def test_ctrl_c_leaves_the_old_files(tmp_path: Path) -> None:
     out.mkdir()
     (out / "sft_rl_pool.jsonl").write_text("old\n")
     words = [*COMMAND, "--input", source, "--output_dir", out]
-    process = subprocess.Popen([str(w) for w in words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # Where SIGINT is ignored (nohup, a script's background job) a child inherits that, and Python installs no handler.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([str(w) for w in words], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     wait_until_it_reads(process, source)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]

@@ -1,15 +1,18 @@
-"""Ray for a run: start one here, or use the cluster that RAY_ADDRESS names; what would keep it from starting is said first."""
+"""Ray for a run: start one here, or use the cluster that RAY_ADDRESS names; what would keep it from starting is said first.
+
+python -m gptoss_rl.sync.cluster FLAGS        # of a launcher; exits with a sentence before anything heavy is imported
+"""
 
 import argparse
 import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from gptoss_rl.errors import GateError
 
@@ -28,7 +31,9 @@ FORWARDED = (
 OBJECT_STORE_BYTES = 512 * 1024**2  # a CPU run moves an adapter and some token lists
 SHM_BESIDE_STORE = 64 * 1024**2  # bytes: queues of vLLM's workers, of which a run fills little
 LEAST_SHM_BYTES = 1024**3  # on GPUs, where Ray cuts its store to what is there, NCCL needs some, and a step puts some GB
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 6.0
+# Raises when who answers is no head of a cluster, and waits for more than half a minute when he says nothing.
+ASK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 ADDRESS = re.compile(r"\[?[\w.:-]+?\]?:\d{1,5}")
 SOCKET_BYTES = 107  # of sun_path's 108, unix(7), the last is its end
 # Ray's longest socket (ray/_private/node.py: session_<date>_<process id>) and vLLM's (vllm/utils: a UUID), below the
@@ -55,6 +60,8 @@ def connect(args: argparse.Namespace) -> None:
     Raises:
         GateError: it cannot start here, does not answer, or can never place the run.
     """
+    import ray
+
     check_ray(args)
     if cluster_address() is None:
         os.environ.pop("RAY_ADDRESS", None)  # "local" means this process, and its workers would start a Ray each
@@ -90,7 +97,7 @@ def ray_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ray_problems(args: argparse.Namespace) -> list[str]:
-    """Why Ray could not start here or would not answer, found within `CONNECT_SECONDS`; one sentence each."""
+    """Why Ray could not start here or would not answer, found within ten seconds; one sentence each."""
     address = cluster_address()
     if address is not None:
         return address_problems(address)
@@ -109,7 +116,11 @@ def address_problems(address: str) -> list[str]:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         return [f"RAY_ADDRESS={address}: nobody answers there ({error}): {remedy}"]
-    return []
+    try:
+        asked = subprocess.run([sys.executable, "-c", ASK, address], capture_output=True, check=False, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return [f"RAY_ADDRESS={address}: who answers there says nothing for {ANSWER_SECONDS:g} s, as no Ray does: {remedy}"]
+    return [f"RAY_ADDRESS={address}: who answers there is not Ray: {remedy}"] if asked.returncode else []
 
 
 def folder_problems() -> list[str]:
@@ -155,6 +166,8 @@ def shared_memory_problems(args: argparse.Namespace) -> list[str]:
 
 def check_cluster(args: argparse.Namespace) -> None:
     """Raises GateError when the cluster can never place the run; Ray itself would wait for ever."""
+    import ray
+
     found, needed = ray.cluster_resources().get("GPU", 0), devices_needed(args)
     if found < needed:
         raise GateError(
@@ -162,3 +175,17 @@ def check_cluster(args: argparse.Namespace) -> None:
             f"the run needs {needed} devices (actors and engines), Ray has {found:g}. On a CPU machine pass "
             f"--num_devices {needed}; on a cluster check that every node has joined (`ray status`).",
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_devices", type=int)
+    args, _ = parser.parse_known_args()
+    try:
+        check_ray(args)
+    except GateError as error:
+        sys.exit(f"refused: {error}")
+
+
+if __name__ == "__main__":
+    main()

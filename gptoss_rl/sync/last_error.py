@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+MESSAGE_LENGTH = 400
 LOG_TAIL = 256 * 1024  # bytes from the end of a log in which the error is looked for
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # A traceback's last line. vLLM's logger and its processes write their name, pid, level, time and file before each line.
@@ -50,11 +51,11 @@ def error_in_own_logs() -> str | None:
 
 def described(error: BaseException) -> str:
     """An error of vLLM's engine, by its first cause where the engine's processes wrote one."""
-    said = f"{type(error).__name__}: {error}"
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_LENGTH]  # one line, as every message
     if not SECONDARY.search(said):
         return said
     killed = KILLED.search(said)
     if killed:  # whatever else stands in the log, it did not end by that
         return f"its process {killed[1]} was killed by signal {killed[2]}"
     written = error_in_own_logs()
-    return written or f"one of its processes was killed or crashed, without a word in the log ({said.splitlines()[0][:120]})"
+    return written or f"one of its processes was killed or crashed, without a word in the log ({said[:120]})"
