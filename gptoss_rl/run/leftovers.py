@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 
 MARK = "GPTOSS_RL_LAUNCH"
+# What Python's multiprocessing, torch and NCCL call their files: a process may have a system service's mapped as well.
+NAMES = ("sem.mp-", "psm_", "torch_", "nccl-")
 PATIENCE = 3.0  # seconds to end by itself after SIGTERM
 SHM = "/dev/shm/"
 
@@ -33,12 +35,13 @@ def processes(launch: str) -> list[psutil.Process]:
 
 
 def shared_memory_of(pid: int) -> set[str]:
-    """Files of /dev/shm that a process has mapped and that still have their name."""
+    """Files of /dev/shm that a process has mapped, that are a run's own by their names, and that still have them."""
     try:
         lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
     except OSError:  # it has ended
         return set()
-    return {line[line.index(SHM) :] for line in lines if SHM in line and not line.endswith("(deleted)")}
+    mapped = {line[line.index(SHM) :] for line in lines if SHM in line and not line.endswith("(deleted)")}
+    return {path for path in mapped if path.removeprefix(SHM).startswith(NAMES)}
 
 
 def notes_of(launch: str) -> Path:

@@ -57,6 +57,7 @@ class Parts:
                 try:
                     ray.get(ref)
                 except RayError as error:
+                    note_shared_memory(os.environ.get(MARK))
                     raise self._cause(ref, error, doing) from None
                 if ref in self._questions:
                     self._answered.append(self._questions.pop(ref))
