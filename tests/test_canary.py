@@ -121,7 +121,7 @@ class Group:
 
 @pytest.fixture(scope="module")
 def scorers():
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield Scorer.options(num_cpus=0)
     ray.shutdown()
 

@@ -161,7 +161,7 @@ def test_an_engine_that_does_not_answer_is_named(sync: LoraSync, exchange) -> No
             await asyncio.sleep(600 if self.silent else 0)
             return {"answers": [], "in_flight": 0, "cache_reset": True, "seconds": 0.0}
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
         engines = [Engine.options(num_cpus=0).remote(silent) for silent in (False, True)]
         ray.get(engines[0].sync_policy.remote("", None))

@@ -303,6 +303,8 @@ def test_an_unwritable_site_packages_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         site, patches = make_site(Path(folder)), stack_one(Path(folder) / "patches")
+        for path in Path(folder).rglob("*"):  # readable to others, whatever the umask is
+            path.chmod(0o755 if path.is_dir() else 0o644)
         site.chmod(0o555)
         user = os.geteuid()
         if user == 0:
