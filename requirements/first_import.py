@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 MODULES = ("torch", "transformers", "peft", "ray", "deepspeed", "vllm", "openrlhf.cli.train_ppo_ray", "gptoss_rl")
 MODULES += ("vllm.v1.engine.core", "vllm.model_executor.models.gpt_oss")
@@ -24,26 +23,13 @@ def timed(what: str, start: float) -> None:
     print(f"  {time.perf_counter() - start:5.1f} s  {what}", flush=True)
 
 
-def is_open_anywhere(path: Path) -> bool:
-    """Whether a process of this user has the file open."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if link.samefile(path):
-                return True
-        except OSError:  # the process has ended, or is another user's
-            continue
-    return False
-
-
 def compile_cpu_adam() -> None:
     """Torch keeps the result in its extensions folder, for each Python and torch version."""
     from deepspeed.ops.op_builder import CPUAdamBuilder
-    from torch.utils import cpp_extension
 
-    # Whoever compiles holds this file open; a process that was killed leaves it behind, and torch waits for ever.
-    lock = Path(cpp_extension._get_build_directory(CPUAdamBuilder.NAME, verbose=False), "lock")
-    if lock.exists() and not is_open_anywhere(lock):
-        lock.unlink()
+    from gptoss_rl.run.leftovers import remove_stale_locks
+
+    remove_stale_locks()
     CPUAdamBuilder().load(verbose=False)
 
 

@@ -43,7 +43,7 @@ def stop_of(engine, ref) -> str:
 
 
 def test_an_engine_that_cannot_start_stops_the_run_by_its_own_error(
-    engines: list, gpt_oss_folder: Path, tmp_path: Path
+    cluster: None, gpt_oss_folder: Path, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(gpt_oss_folder, tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text())
@@ -54,7 +54,7 @@ def test_an_engine_that_cannot_start_stops_the_run_by_its_own_error(
 
 
 @pytest.mark.parametrize(("tp_size", "title"), [(2, "VLLM::Worker_TP1"), (1, "VLLM::EngineCore")])
-def test_an_engine_whose_process_is_killed_stops_the_run(cluster, gpt_oss_folder: Path, tp_size: int, title: str) -> None:
+def test_an_engine_whose_process_is_killed_stops_the_run(cluster: None, gpt_oss_folder: Path, tp_size: int, title: str) -> None:
     args = engine_arguments(vllm_tensor_parallel_size=tp_size, enforce_eager=True, vllm_max_num_seqs=16)
     engine = start_engine(gpt_oss_folder, args, max_model_len=256)
     actor = psutil.Process(ray.get(engine.__ray_call__.remote(lambda self: os.getpid())))

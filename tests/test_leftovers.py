@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.utils.file_baton import FileBaton
 
-from gptoss_rl.run.leftovers import MARK, note_shared_memory, notes_of, processes, shared_memory_of, sweep
+from gptoss_rl.run.leftovers import MARK, note_shared_memory, notes_of, processes, remove_stale_locks, shared_memory_of, sweep
 
 # Maps two files of shared memory, says so, and waits; with "stubborn" it does not listen to SIGTERM.
 HOLDER = """
@@ -79,6 +80,22 @@ def test_without_a_launcher_nothing_is_noted_and_the_command_says_so() -> None:
                           check=False)  # fmt: skip
     assert done.returncode == 1
     assert f"{MARK} is not set" in done.stderr
+
+
+def test_a_lock_that_nobody_holds_is_removed_and_one_that_is_held_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without it torch waits for ever, without a word, for a process that was killed while it compiled.
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    batons = []
+    for name in ("killed", "at_work"):
+        (tmp_path / name).mkdir()
+        batons.append(FileBaton(str(tmp_path / name / "lock")))
+        assert batons[-1].try_acquire()
+    os.close(batons[0].fd)  # as its process's end does
+    assert remove_stale_locks() == [tmp_path / "killed"]
+    assert [(tmp_path / name / "lock").exists() for name in ("killed", "at_work")] == [False, True]
+    batons[1].release()
 
 
 def test_a_process_that_has_ended_holds_nothing() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from gptoss_rl.flags import ENTRY_POINT
 from gptoss_rl.run.directory import check_unoccupied, set_failed_start_aside
+from gptoss_rl.run.leftovers import remove_stale_locks
 from gptoss_rl.run.resume import record_of
 from gptoss_rl.run_files import process_record, write_json_atomically, write_text_atomically
 from gptoss_rl.versions import stack_versions
@@ -64,6 +65,8 @@ def prepare(argv: list[str]) -> Path:
     aside = None if args.load_checkpoint else set_failed_start_aside(folder)
     if aside:
         print(f"an earlier start here took no step; what it left is in {aside}", file=sys.stderr)
+    for locked in remove_stale_locks():
+        print(f"removed the lock of a process that was killed while it compiled {locked}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join([sys.executable, "-m", ENTRY_POINT, *argv])
     suffix = f".resume{len(list(folder.glob('command*.txt')))}" if args.load_checkpoint else ""

@@ -44,6 +44,34 @@ def shared_memory_of(pid: int) -> set[str]:
     return {path for path in mapped if path.removeprefix(SHM).startswith(NAMES)}
 
 
+def is_open_anywhere(path: Path) -> bool:
+    """Whether a process of this user has the file open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.samefile(path):
+                return True
+        except OSError:  # the process has ended, or is another user's
+            continue
+    return False
+
+
+def remove_stale_locks() -> list[Path]:
+    """Remove what a process left that was killed while DeepSpeed had something compiled; the folders that it locked.
+
+    Whoever compiles holds the lock open (torch/utils/file_baton.py), and torch waits for ever for one that nobody holds.
+    """
+    from torch.utils import cpp_extension
+
+    # Without the variable torch puts a folder for each Python and CUDA between.
+    folder, pattern = os.environ.get("TORCH_EXTENSIONS_DIR"), "*/lock"
+    if folder is None:
+        folder, pattern = cpp_extension.get_default_build_root(), "*/*/lock"
+    stale = [lock for lock in Path(folder).glob(pattern) if not is_open_anywhere(lock)]
+    for lock in stale:
+        lock.unlink(missing_ok=True)
+    return [lock.parent for lock in stale]
+
+
 def notes_of(launch: str) -> Path:
     """Where the shared memory of a launch is written down."""
     return Path(tempfile.gettempdir(), f"gptoss-rl-{launch}-shared-memory")
