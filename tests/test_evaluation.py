@@ -1,8 +1,12 @@
 """Evaluations that can be compared: fixed denominators, the same problems and decoding, resumable to the same result."""
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from gptoss_rl.evaluation import (
     summarise,
 )
 from gptoss_rl.models.random_model import save_random_gpt_oss
-from gptoss_rl.run_files import write_json_atomically
+from gptoss_rl.run_files import read_json_lines, write_json_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEMS = [Problem(f"p{i}", f"What is {i}?", str(i)) for i in range(10)]
@@ -178,3 +182,35 @@ def test_an_adapter_for_another_base_of_the_same_shape_is_refused_by_name(gpt_os
     save_random_gpt_oss(tmp_path / "other", seed=1)
     with pytest.raises(EvaluationError, match=rf"adapter was trained on another base: {gpt_oss_folder} .*, while .*other has"):
         AdapterFiles(tmp_path / "adapter", tmp_path / "other")
+
+
+@pytest.mark.e2e(seconds=130)
+def test_a_killed_evaluation_goes_on_to_the_same_result(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "eval_posthoc.py", "--model_path", tiny, "--eval_set", "data/tiny_eval.jsonl", "--limit", "200",
+               "--max_tokens", "32", "--reasoning_effort", "low", "--output"]  # fmt: skip
+    whole = subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    wanted = {row["id"]: row for row in read_json_lines(tmp_path / "whole/tiny_eval/tiny-gptoss.jsonl")}
+    assert len(wanted) == 200
+
+    # What a kill leaves: some whole lines, and perhaps a torn one. A real kill is timed so that it hits the generation.
+    records = tmp_path / "killed/tiny_eval/tiny-gptoss.jsonl"
+    with subprocess.Popen([*command, tmp_path / "killed"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          start_new_session=True) as process:  # fmt: skip
+        deadline = time.monotonic() + 600
+        while process.poll() is None and not (records.exists() and records.stat().st_size):
+            assert time.monotonic() < deadline, f"waited 600 s for the first record in {records}"
+            time.sleep(0.02)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    lines = records.read_text().splitlines(keepends=True)
+    kept = random.Random(0).randrange(20, 150)
+    records.write_text("".join(lines[:kept]) + lines[kept % len(lines)][:40])
+    resumed = subprocess.run([*command, tmp_path / "killed"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    got = {row["id"]: row for row in read_json_lines(records)}
+    assert {key: row["response"] for key, row in got.items()} == {key: row["response"] for key, row in wanted.items()}
+    summaries = [
+        json.loads((tmp_path / name / "tiny_eval/tiny-gptoss.summary.json").read_text()) for name in ("whole", "killed")
+    ]
+    assert summaries[0]["score"] == summaries[1]["score"]
