@@ -87,15 +87,18 @@ fi
 # Inherited by every process of this run: what is still there when it has ended, is ended too.
 export GPTOSS_RL_LAUNCH=$$-$(date +%s%N)
 trap '"$PYTHON" -m gptoss_rl.run.leftovers' EXIT
+# Seconds for which Ray's processes try to reach a head that has died; a minute unless told. A head of one's own never comes back.
+[[ -n ${RAY_ADDRESS:-} ]] || export RAY_gcs_rpc_server_reconnect_timeout_s=3
 "$PYTHON" -m gptoss_rl.sync.cluster "${flags[@]}"    # at once, what would otherwise be found after much loading
 run_dir=$("$PYTHON" preflight.py --launch "${flags[@]}")
 echo "run directory: $run_dir"
 export WANDB_DIR=${WANDB_DIR:-$run_dir}    # under --use_wandb
 status=0
+logged=$(stat -c %s "$run_dir/train.log" 2>/dev/null || echo 0)    # bytes, of a run that is resumed
 "$PYTHON" -m openrlhf.cli.train_ppo_ray "${flags[@]}" 2>&1 | tee -a "$run_dir/train.log" || status=$?
 "$PYTHON" -m gptoss_rl.run.leftovers || echo "not everything that the run left could be ended (the message is above)" >&2
 [[ $status != 0 ]] || "$PYTHON" -m gptoss_rl.run.summary "$run_dir" || status=$?
-echo "{\"status\": $status}" >"$run_dir/exit.json"    # how a reader knows a stopped run from a crashed one
+"$PYTHON" -m gptoss_rl.run.ending "$run_dir" "$status" "$logged"    # how a reader knows a stopped run from a crashed one
 # Of a run that was stopped, too: it says by which gate.
 "$PYTHON" -m gptoss_rl.report "$run_dir" || echo "the report could not be written (its message is above)" >&2
 exit "$status"

@@ -184,18 +184,19 @@ def test_an_adapter_for_another_base_of_the_same_shape_is_refused_by_name(gpt_os
         AdapterFiles(tmp_path / "adapter", tmp_path / "other")
 
 
-@pytest.mark.e2e(seconds=130)
-def test_a_killed_evaluation_goes_on_to_the_same_result(tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "eval_posthoc.py", "--model_path", tiny, "--eval_set", "data/tiny_eval.jsonl", "--limit", "200",
-               "--max_tokens", "32", "--reasoning_effort", "low", "--output"]  # fmt: skip
-    whole = subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    wanted = {row["id"]: row for row in read_json_lines(tmp_path / "whole/tiny_eval/tiny-gptoss.jsonl")}
-    assert len(wanted) == 200
+@pytest.mark.e2e(seconds=90)
+def test_a_killed_evaluation_goes_on_to_the_same_result(
+    finished_run: Path, tiny: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    # What it is compared with was never killed: the run's own evaluation, before its first step.
+    wanted = {row["id"]: row for row in read_json_lines(finished_run / "eval.jsonl") if row["step"] == 0}
+    assert len(wanted) == 40
+    command = [sys.executable, "eval_posthoc.py", "--model_path", tiny, "--eval_set", eval_file,
+               "--max_tokens", "32", "--reasoning_effort", "low", "--output", tmp_path]  # fmt: skip
 
     # What a kill leaves: some whole lines, and perhaps a torn one. A real kill is timed so that it hits the generation.
-    records = tmp_path / "killed/tiny_eval/tiny-gptoss.jsonl"
-    with subprocess.Popen([*command, tmp_path / "killed"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    records = tmp_path / eval_file.stem / "tiny-gptoss.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                           start_new_session=True) as process:  # fmt: skip
         deadline = time.monotonic() + 600
         while process.poll() is None and not (records.exists() and records.stat().st_size):
@@ -203,14 +204,15 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(tiny: Path, tmp_path: Pa
             time.sleep(0.02)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    lines = records.read_text().splitlines(keepends=True)
-    kept = random.Random(0).randrange(20, 150)
-    records.write_text("".join(lines[:kept]) + lines[kept % len(lines)][:40])
-    resumed = subprocess.run([*command, tmp_path / "killed"], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = [line for line in records.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = random.Random(0).randrange(1, 30)
+    records.write_text("".join(lines[:kept]) + lines[-1][:40])
+    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    got = {row["id"]: row for row in read_json_lines(records)}
+    made = records.read_text().splitlines(keepends=True)
+    assert made[: len(lines[:kept])] == lines[:kept]
+    got = {row["id"]: row for row in map(json.loads, made)}
+    assert len(got) == len(made) == 40
     assert {key: row["response"] for key, row in got.items()} == {key: row["response"] for key, row in wanted.items()}
-    summaries = [
-        json.loads((tmp_path / name / "tiny_eval/tiny-gptoss.summary.json").read_text()) for name in ("whole", "killed")
-    ]
-    assert summaries[0]["score"] == summaries[1]["score"]
+    summary = json.loads(records.with_suffix(".summary.json").read_text())
+    assert (summary["n"], summary["score"]["mean"]) == (40, sum(row["correct"] for row in wanted.values()) / 40)

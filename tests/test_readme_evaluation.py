@@ -1,11 +1,7 @@
 """The README's evaluation commands, typed as they stand against the tiny model and a finished run."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -29,35 +25,12 @@ def work(tiny: Path, finished_run: Path, readme_data: Path, tmp_path: Path) -> W
     return work
 
 
-def kill_at_its_first_record(work: Workplace, line: str, records: Path) -> list[str]:
-    """Start a command, kill it while it generates, and leave what a kill can leave: some whole records and a torn one.
-
-    Returns:
-        The whole records.
-    """
-    with work.start(line) as process:
-        deadline = time.monotonic() + 600
-        while process.poll() is None and not (records.exists() and records.stat().st_size):
-            assert time.monotonic() < deadline, f"waited 600 s for the first record in {records}"
-            time.sleep(0.02)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    lines = [line for line in records.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = random.Random(0).randrange(1, len(lines)) if len(lines) > 1 else 1
-    records.write_text("".join(lines[:kept]) + lines[-1][:40])
-    return lines[:kept]
-
-
-@pytest.mark.e2e(seconds=150)
+@pytest.mark.e2e(seconds=120)
 def test_models_and_adapters_are_evaluated_and_compared(work: Workplace) -> None:
     merged, adapter, _, _, _ = block("Evaluation")
-    # Killed and typed again: what was there stays as it was, and the rest is made, each problem once.
-    records = work.folder / "evals" / "probe_set_1000_ood" / "merged.jsonl"
-    kept = kill_at_its_first_record(work, f"{merged} --limit 120 {SHORT}", records)
     assert "tier stability" in work.must(merged, f"--limit 120 {SHORT}")
-    made = records.read_text().splitlines(keepends=True)
-    assert set(kept) <= set(made)
-    assert len({json.loads(line)["id"] for line in made}) == len(made) == 120
+    records = work.folder / "evals" / "probe_set_1000_ood" / "merged.jsonl"
+    assert len({json.loads(line)["id"] for line in records.read_text().splitlines()}) == 120
     assert json.loads(records.with_suffix(".summary.json").read_text())["n"] == 120
     assert "rl (B) against gpt-oss-20b (A): " in work.must(adapter, f"--limit 120 {SHORT}")
     for name, source in (("A", "gpt-oss-20b"), ("B", "rl")):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from deaths import die, marked
 from safetensors.torch import load_file, save_file
-from tiny_run import lines, run
+from tiny_run import ROOT, lines, run
 
 from gptoss_rl.metrics import METRICS
 from gptoss_rl.run.directory import check_unoccupied, set_failed_start_aside
@@ -125,17 +125,41 @@ def test_an_engine_with_two_shards_in_bf16(eval_file: Path, tmp_path: Path) -> N
     assert 0 < min(shares) <= max(shares) <= 1, shares
 
 
+REWARD_THAT_BREAKS = """
+import importlib.util
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("grader", "{grader}")
+grader = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(grader)
+
+
+def reward_func(queries, prompts, labels):
+    evaluations = Path("{evaluations}")
+    if evaluations.exists() and '"step": 2' in evaluations.read_text():
+        raise KeyError("the grader is broken")
+    return grader.reward_func(queries, prompts, labels)
+"""
+
+
 @pytest.mark.e2e(seconds=80)
-def test_two_engines_in_merge_mode(eval_file: Path, tmp_path: Path) -> None:
+def test_two_engines_in_merge_mode_and_a_reward_that_raises_in_step_three(eval_file: Path, tmp_path: Path) -> None:
     # Also: upstream's own loss.
-    flags = ["--vllm_num_engines", "2", "--num_devices", "3", "--vllm_lora_sync", "merge"]
-    flags += ["--loss_normalizer", "token_mean", "--zero_variance", "keep"]
-    done = run(tmp_path / "run", eval_file, 2, *flags)
-    assert done.returncode == 0, done.output[-6000:]
-    syncs = lines(tmp_path / "run", "sync")
+    run_dir, reward = tmp_path / "run", tmp_path / "reward.py"
+    reward.write_text(REWARD_THAT_BREAKS.format(grader=ROOT / "reward_func_em.py", evaluations=run_dir / "eval.jsonl"))
+    flags = ["--vllm_num_engines", "2", "--num_devices", "3", "--vllm_lora_sync", "merge", "--remote_rm_url", str(reward)]
+    flags += ["--loss_normalizer", "token_mean", "--zero_variance", "keep", "--save_steps", "1", "--eval_steps", "1"]
+    done = run(run_dir, eval_file, 4, *flags)
+    assert done.returncode != 0
+    assert "[gate reward] the reward function raised KeyError: 'the grader is broken' for prompt " in done.output
+    assert [m["step"] for m in lines(run_dir, "metrics")] == [1, 2]
+    assert Counter(e["step"] for e in lines(run_dir, "eval")) == dict.fromkeys((0, 1, 2), 40)
+    assert (run_dir / "checkpoints" / "_actor" / "latest").read_text() == "global_step2"
+    syncs = lines(run_dir, "sync")
     assert {(s["engines"], s["workers"], s["mode"]) for s in syncs} == {(2, 2, "merge")}
     # The start syncs an adapter whose B is zero, so nothing can be lost; later ones say what rounding took.
     assert syncs[0]["dead_zone_share"] == 0.0
+    assert len(syncs) == 5
     assert all(0 < s["dead_zone_share"] < 1 for s in syncs[3:])
 
 
@@ -147,6 +171,7 @@ def test_a_run_resumes_where_it_stopped(eval_file: Path, tmp_path: Path) -> None
     flags += ["--init_kl_coef", "0.01", "--zero_variance", "keep"]
     killed = die("driver", "step 3", run_dir, eval_file, *flags, steps=6)
     assert killed.status != 0
+    assert "[gate parts] the driver was ended by SIGKILL" in killed.sentence
     assert killed.processes == []  # nobody was left to end them but the launcher
     before = lines(run_dir, "metrics")
     assert len(before) >= 3, "the run did not get to step 3"
@@ -209,12 +234,3 @@ def test_a_sampler_that_drifts_stops_the_run_with_a_checkpoint(eval_file: Path, 
     report = (tmp_path / "run" / "report.html").read_text()
     assert "[gate mismatch] step 2" in report
     assert "stopped, step 2" in report
-
-
-@pytest.mark.e2e(seconds=60)
-def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(eval_file: Path, tmp_path: Path) -> None:
-    reward = tmp_path / "reward.py"
-    reward.write_text("def reward_func(queries, prompts, labels):\n    raise KeyError('the grader is broken')\n")
-    done = run(tmp_path / "run", eval_file, 2, "--remote_rm_url", str(reward), "--canary_prompts", "0")
-    assert done.returncode != 0
-    assert "[gate reward] the reward function raised KeyError: 'the grader is broken' for prompt " in done.output

@@ -33,12 +33,6 @@ class Workplace:
         python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
 
-    def start(self, line: str) -> subprocess.Popen:
-        """Begin a line in a session of its own and say nothing of what it prints."""
-        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        return subprocess.Popen(["bash", "-c", line], cwd=self.folder, env={**os.environ, "PATH": path}, start_new_session=True,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-
     def type(self, line: str, more: str = "", timeout: int = 900, **env: str) -> subprocess.CompletedProcess:
         """Run a line of the README, with `more` flags that make it short; `printed` holds all output."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"

@@ -78,7 +78,8 @@ def check_ray(args: argparse.Namespace) -> None:
 
 def ray_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `ray.init`."""
-    env = {"TOKENIZERS_PARALLELISM": "false", "NCCL_DEBUG": "WARN"}
+    # vLLM would tell its makers of every engine's start, and look at the processor for a second to do so.
+    env = {"TOKENIZERS_PARALLELISM": "false", "NCCL_DEBUG": "WARN", "VLLM_NO_USAGE_STATS": "1"}
     env |= {name: os.environ[name] for name in FORWARDED if name in os.environ}
     options: dict[str, Any] = {"runtime_env": {"env_vars": env}, "log_to_driver": True}
     if cluster_address() is not None:
