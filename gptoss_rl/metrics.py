@@ -72,7 +72,7 @@ METRICS: dict[str, Metric] = {
     "optimizer/gradient_norm": Metric("1", "L2 norm of the gradient before clipping, mean over the step's optimizer steps"),
     "optimizer/gradient_norm_max": Metric("1", "largest gradient norm of the step's optimizer steps"),
     "optimizer/steps": Metric("count", "optimizer steps taken in this global step"),
-    "optimizer/learning_rate": Metric("1", "learning rate, mean over the step"),
+    "optimizer/learning_rate": Metric("1", "learning rate that the optimizer steps used, mean over them"),
     "sync/seconds": Metric("s", "weight sync, from the gather to the last proof"),
     "sync/dead_zone_share": Metric("share", "merge mode: share of the update lost to bf16 rounding"),
     "time/generate": Metric("s", "rollout, rewards included"),
@@ -88,12 +88,12 @@ METRICS: dict[str, Metric] = {
 UPSTREAM_NAMES: dict[str, str | None] = {
     "policy_loss": "loss/policy",
     "entropy_loss": "loss/entropy",
-    "actor_lr": "optimizer/learning_rate",
     "ppo_kl": "ratio/ppo_kl",
     "ppo_clip_ratio": "ratio/clip_share",
     "vllm_kl": "ratio/sampler_kl",
     "kl": "policy/kl_to_base",
     "dynamic_filtering_pass_rate": "rollout/kept_groups",
+    "actor_lr": None,  # read after the step, it is the next one's
     "logprobs_diff": None,
     "reward": None,
     "score": None,

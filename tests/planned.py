@@ -20,7 +20,7 @@ class FakeEngine:
     """What `PlannedTraining` asks of a DeepSpeed engine, without sharding: the mean gradient over ranks."""
 
     def __init__(self, module: torch.nn.Module):
-        self.module, self.boundary, self.steps = module, None, 0
+        self.module, self.boundary, self.steps, self.rate = module, None, 0, 0.5
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -33,7 +33,7 @@ class FakeEngine:
         loss.backward()
 
     def get_lr(self) -> list[float]:
-        return [0.5]
+        return [self.rate]
 
     device = "cpu"
 

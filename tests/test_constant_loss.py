@@ -137,6 +137,18 @@ def test_figures_say_what_was_trained(policy, samples) -> None:
     assert figures["optimizer/learning_rate"] == 0.5
 
 
+def test_the_learning_rate_is_the_one_that_each_step_used(policy, samples) -> None:
+    (plan,) = make_plans(samples, ADVANTAGES, train_batch_size=8)
+    run = training(policy, 8)
+
+    def optimizer_step() -> None:
+        run.engine.rate /= 2  # a scheduler moves on within the engine's step, to what the next step will use
+
+    run.optimizer_step = lambda: optimizer_step() if run.engine.boundary else None
+    assert len(plan.steps) == 2
+    assert run.run(plan)["optimizer/learning_rate"] == (0.5 + 0.25) / 2
+
+
 def test_a_sampler_that_is_another_model_stops_the_step_before_the_optimizer(policy, samples) -> None:
     for old_logprobs in ("current", "recompute"):
         steps = []

@@ -178,7 +178,8 @@ def test_preflight_shows_the_schedule_of_a_launcher() -> None:
         (["--num_prompts", "3200", "--micro_train_batch_size", "0"], "--micro_train_batch_size must be at least 1"),
         (["--num_prompts", "3200", "--micro_rollout_batch_size", "0"], "--micro_rollout_batch_size must be at least 1"),
         (["--prompt_data", "data"], "--prompt_data data is a folder, not a file; make it, or pass --num_prompts"),
-        (["--num_prompts", "3200", "--lr_warmup_ratio", "1.0"], "never reaches its peak of 5e-07"),
+        (["--num_prompts", "3200", "--lr_warmup_ratio", "1.0"], "warm-up takes 1600 of 1600"),
+        (["--num_prompts", "3200", "--lr_warmup_ratio", "1.5"], "never reaches its peak of 5e-07"),
     ],
 )
 def test_preflight_refuses_a_run_that_would_not_train_as_it_says(flags: list[str], words: str) -> None:

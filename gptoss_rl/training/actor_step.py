@@ -80,7 +80,7 @@ class PlannedTraining:
         scored = time.perf_counter()
 
         self.actor.train()
-        parts, rates, index = [], [], 0
+        parts, index = [], 0
         for number, step in enumerate(plan.steps):
             for position, batch in enumerate(step):
                 # DeepSpeed would count micro-batches itself, and their number differs from step to step.
@@ -93,10 +93,9 @@ class PlannedTraining:
                 self.mismatch.check(*self.limits, "before the optimizer step")
             norm = checked_gradient_norm(self.engine)
             check_learning(norm, plan.learns[number])
-            self.metrics.add_gradient_norm(norm)
+            self.metrics.add_optimizer_step(norm, self.engine.get_lr()[0])
             self.optimizer_step()
-            rates.append(self.engine.get_lr()[0])
-        return self._figures(parts, rates, len(plan.steps)) | {"time/experience": scored - start}
+        return self._figures(parts, len(plan.steps)) | {"time/experience": scored - start}
 
     def _score(self, batches: list[MicroBatch]) -> list[torch.Tensor]:
         enter_inference_mode(self.actor)
@@ -141,7 +140,7 @@ class PlannedTraining:
         self.engine.backward(total * ranks, scale_wrt_gas=False)
         return (loss.policy, loss.kl, 0 if batch.placeholder else int(mask.sum()))
 
-    def _figures(self, parts: list[tuple[float, float, int]], rates: list[float], steps: int) -> dict[str, float]:
+    def _figures(self, parts: list[tuple[float, float, int]], steps: int) -> dict[str, float]:
         sums = torch.tensor(parts, dtype=torch.float64).sum(dim=0)
         if torch.distributed.is_initialized():
             sums = sums.to(self.device)
@@ -150,7 +149,6 @@ class PlannedTraining:
         return {
             "loss/policy": policy / steps,
             "policy/kl_to_base": kl / max(tokens, 1.0),
-            "optimizer/learning_rate": sum(rates) / len(rates),
             **self.metrics.reduce(),
             **self.mismatch.reduce(),
         }
