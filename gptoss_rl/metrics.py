@@ -84,6 +84,8 @@ METRICS: dict[str, Metric] = {
     "time/step": Metric("s", "whole global step without checkpoint and evaluation"),
 }
 
+PHASES = ("generate", "experience", "train", "sync")  # what time/step is the sum of
+
 # Upstream's status keys under their names here. None: recorded under a better definition above.
 UPSTREAM_NAMES: dict[str, str | None] = {
     "policy_loss": "loss/policy",

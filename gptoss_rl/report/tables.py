@@ -83,7 +83,8 @@ def compared(before: Shares | None, after: Shares, set_name: str | None, apart: 
 def run_facts(name: str, view: RunView) -> str:
     """State, gates, incidents, environment and command of one run."""
     state = view.state()
-    incidents = [*alerts(view.steps, state, view.config()), *view.resumptions(), *view.strange_lines(), *view.messages(10)]
+    wrong = alerts(view.steps, state, view.config(), view.failed_sync())
+    incidents = [*wrong, *view.resumptions(), *view.strange_lines(), *view.messages(10)]
     environment = view.read_json("environment.json")
     versions = ", ".join(f"{package} {version}" for package, version in environment.get("versions", {}).items())
     facts = [
@@ -128,7 +129,7 @@ def canary_words(canary: dict[str, Any]) -> str:
 
 def sync_words(syncs: list[dict[str, Any]]) -> str:
     if not syncs:
-        return "none yet"
+        return "none proven yet"
     last = syncs[-1]
     return (
         f"{len(syncs)} proven; the last, policy version {last['policy_version']}, by {counted(last['workers'], 'worker')} of "

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
+from ray.exceptions import RayError
 
-from gptoss_rl.metrics import check_registered, rename_upstream
+from gptoss_rl.errors import GateError
+from gptoss_rl.metrics import PHASES, check_registered, rename_upstream
 from gptoss_rl.run.canary import run_canary
 from gptoss_rl.run.planned_step import train_planned
 from gptoss_rl.run.rollouts import (
@@ -74,11 +77,26 @@ class RunController:
         self.pending[key] = self.pending.get(key, 0.0) + now - self.clock
         self.clock = now
 
-    def record_sync(self, record: dict[str, Any]) -> None:
+    def sync_policy(self, policy: Any) -> None:
+        """Have the policy brought to every engine; the sync's line is in sync.jsonl before any error is raised.
+
+        Args:
+            policy: OpenRLHF's `RayActorGroup` of the trainer's ranks.
+        """
+        try:
+            record = ray.get(policy.async_run_method(method_name="broadcast_to_vllm"))[0]
+        except (GateError, RayError) as error:  # Ray's own when a part died: what the engines said is then not known
+            unknown = {"policy_version": None, "mode": self.args.vllm_lora_sync, "modules": 0, "engines": 0, "workers": 0}
+            known = getattr(error, "record", {"error": str(getattr(error, "cause", None) or error)})
+            self._write_sync({**unknown, **known})
+            raise
         self.policy_version = record["policy_version"]
         self.pending["sync/seconds"] = record["seconds"]["total"]
         if record["dead_zone_share"] is not None:
             self.pending["sync/dead_zone_share"] = record["dead_zone_share"]
+        self._write_sync(record)
+
+    def _write_sync(self, record: dict[str, Any]) -> None:
         self.files["sync"].write({"step": self.step, "time": time.time(), **record})
 
     def check_rollout(self, samples: list[Any], tokenizer: Any, rejected: Sequence[Any] = ()) -> None:
@@ -117,8 +135,7 @@ class RunController:
     def finish_step(self, global_step: int, status: dict[str, Any]) -> dict[str, float]:
         """Write the step's line and samples; returns the metrics under their registered names."""
         metrics = {**rename_upstream(status), **self.pending}
-        phases = ("generate", "experience", "train", "sync")
-        metrics["time/step"] = sum(metrics.get(f"time/{phase}", 0.0) for phase in phases)
+        metrics["time/step"] = sum(metrics.get(f"time/{phase}", 0.0) for phase in PHASES)
         for phase in ("checkpoint", "evaluate"):
             metrics.setdefault(f"time/{phase}", 0.0)
         check_registered(metrics)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.metrics import PHASES
 from gptoss_rl.run.resume import changes, lives
 from gptoss_rl.run_files import read_json_lines, shares_by_step, write_json_atomically
 from gptoss_rl.stats import StatsError, paired, tier_label, tier_of
-
-PHASES = ("generate", "experience", "train", "sync")
 
 
 def summarise(folder: Path) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     if not steps:
         raise GateError("summary", f"{folder}/metrics.jsonl holds no finished step")
     check_lives(folder)
-    syncs = [r["seconds"]["total"] for r in read_json_lines(folder / "sync.jsonl") if r["step"] > 0]
+    syncs = [r["seconds"]["total"] for r in read_json_lines(folder / "sync.jsonl") if r["step"] > 0 and "error" not in r]
     summary: dict[str, Any] = {
         "run_dir": str(folder),
         "global_steps": steps[-1]["step"],

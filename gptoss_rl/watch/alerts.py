@@ -134,7 +134,15 @@ STATES = {
 }
 
 
-def alerts(steps: Steps, state: str, config: Config | None = None) -> list[str]:
-    """Everything that is wrong with a run as far as its state and its steps tell; thresholds follow its own `config`."""
-    found = [message for rule in RULES if (message := rule(steps, config or {})) is not None]
+def sync_failure(record: dict[str, Any]) -> str:
+    """What a line of sync.jsonl says that has an error."""
+    answered = f"{record['workers']} workers of {record['engines']} engines answered"
+    version = f" of policy version {record['policy_version']} ({answered})" if record["policy_version"] is not None else ""
+    return f"sync{version} at step {record['step']} failed: {record['error']}"
+
+
+def alerts(steps: Steps, state: str, config: Config | None = None, failed_sync: dict[str, Any] | None = None) -> list[str]:
+    """Everything that is wrong with a run, from its state, its steps and its last sync; thresholds follow its own `config`."""
+    found = [sync_failure(failed_sync)] if failed_sync else []
+    found += [message for rule in RULES if (message := rule(steps, config or {})) is not None]
     return [f"{state}: {STATES[state]}", *found] if state in STATES else found

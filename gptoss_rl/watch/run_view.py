@@ -12,11 +12,10 @@ from gptoss_rl.prompts import problem_of
 from gptoss_rl.run_files import launcher_alive, read_json, shares_by_step
 from gptoss_rl.stats import score, tier_of
 
-PHASES = ("generate", "experience", "train", "sync")
 # What a line of each file must have to be read at all.
 FILES = {
     "metrics": ("step", "time"),
-    "sync": ("policy_version", "engines", "workers", "modules", "mode"),
+    "sync": ("engines", "workers", "modules", "mode"),  # the policy version is null where a sync failed before it had one
     "samples": ("step", "response"),
     "eval": ("step", "id", "prompt", "response", "correct"),
 }
@@ -200,8 +199,13 @@ class RunView:
         return samples[-1] if samples else None
 
     def syncs(self) -> list[dict[str, Any]]:
-        """Every sync of the run so far; each was proven, or the run would have stopped before writing it."""
-        return self.tails["sync"].refresh()
+        """Every sync of the run so far that was proven."""
+        return [record for record in self.tails["sync"].refresh() if "error" not in record]
+
+    def failed_sync(self) -> dict[str, Any] | None:
+        """The sync that stopped the run, with the answers that there were; None when the last one was proven."""
+        records = self.tails["sync"].refresh()
+        return records[-1] if records and "error" in records[-1] else None
 
     def canary(self) -> dict[str, Any]:
         """Figures of the canary that the run passed before its first step; empty when there was none."""
