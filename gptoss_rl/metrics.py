@@ -131,29 +131,3 @@ def check_registered(metrics: dict[str, float]) -> None:
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown:
         raise KeyError(f"metrics not in the registry (gptoss_rl/metrics.py): {', '.join(unknown)}")
-
-
-TABLE_BEGIN, TABLE_END = "<!-- metric-table:begin -->", "<!-- metric-table:end -->"
-
-
-def render_table() -> str:
-    """What a line of metrics.jsonl may hold, as a Markdown table."""
-    listed = (STAMPS | METRICS).items()
-    rows = [f"| `{name}` | {metric.unit} | {metric.meaning.replace('|', chr(92) + '|')} |" for name, metric in listed]
-    return "\n".join(["| key | unit | meaning |", "|---|---|---|", *rows])
-
-
-def with_table(text: str) -> str:
-    """A document with the table between its markers made anew."""
-    before, rest = text.split(TABLE_BEGIN)
-    return f"{before}{TABLE_BEGIN}\n{render_table()}\n{TABLE_END}{rest.split(TABLE_END)[1]}"
-
-
-if __name__ == "__main__":
-    # python -m gptoss_rl.metrics: write the table into README.md
-    from pathlib import Path
-
-    from gptoss_rl.run_files import write_text_atomically
-
-    readme = Path(__file__).resolve().parent.parent / "README.md"
-    write_text_atomically(readme, with_table(readme.read_text()))

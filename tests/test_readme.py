@@ -12,8 +12,9 @@ from made_run import make_run
 from readme import README, block, typed
 from workplace import ROOT, Workplace
 
+from gptoss_rl.documents import TABLES, current
+from gptoss_rl.errors import GATES
 from gptoss_rl.flags import ENTRY_POINT, parse
-from gptoss_rl.metrics import with_table
 from gptoss_rl.models.mxfp4 import quantize_checkpoint
 from gptoss_rl.run.launch_gates import flag_problems
 
@@ -117,9 +118,17 @@ def test_no_command_of_the_readme_is_left_out() -> None:
     assert readme.commands() - set(ELSEWHERE) - typed_by_tests() - only_seed == set()
 
 
-def test_the_metric_table_is_current() -> None:
-    # Remedy: python -m gptoss_rl.metrics
-    assert with_table(README) == README
+@pytest.mark.parametrize("document", TABLES)
+def test_generated_tables_are_current(document: str) -> None:
+    # Remedy: python -m gptoss_rl.documents
+    text = (ROOT / document).read_text()
+    assert current(document, text) == text
+
+
+def test_every_gate_that_is_raised_is_a_registered_one_and_the_reverse() -> None:
+    source = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "gptoss_rl").rglob("*.py")])
+    raised = set(re.findall(r'(?:GateError\(|super\(\).__init__\()\s*"(\w+)",', source))
+    assert raised == set(GATES) - {"stack"}  # that one is `apply_patches.sh --check`, which knows nothing of runs
 
 
 def test_every_message_of_ours_in_the_readme_is_one_that_is_printed() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from gptoss_rl.flags import EVALUATION_FLAGS
 from gptoss_rl.metrics import METRICS, STAMPS
-from gptoss_rl.run_files import shares_by_step
+from gptoss_rl.records import shares_by_step
 from gptoss_rl.stats import paired, score, tier_label, tier_of
 from gptoss_rl.watch.alerts import alerts
 from gptoss_rl.watch.run_view import RunView, counted
@@ -37,7 +37,7 @@ def evaluation_table(runs: dict[str, RunView]) -> str:
     for name, view in runs.items():
         results = shares_by_step(view.evaluation_records())
         first = min(results, default=0)
-        for step in sorted(results):
+        for step in results:
             before, words = (None, "") if step == first else (results[first], f" against step {first}")
             rows.append([name, f"step {step}{words}", *compared(before, results[step], view.config().get("eval_dataset"))])
         if results:

@@ -11,6 +11,7 @@ import torch
 from ray.exceptions import RayError
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.metrics import PHASES, check_registered, rename_upstream
 from gptoss_rl.run.canary import run_canary
 from gptoss_rl.run.planned_step import train_planned
@@ -39,7 +40,8 @@ class RunController:
         self.pending: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
         self.last_evaluated: int | None = None
-        self.guard = MismatchGuard(args.max_mismatch_kl, args.mismatch_patience)
+        self.limits = ParityLimits.of(vars(args))
+        self.guard = MismatchGuard(self.limits)
         self.must_stop, self.last_kl = False, 0.0
         self.clock = time.perf_counter()
 
@@ -50,7 +52,8 @@ class RunController:
             self._take_up(trainer, global_step)
         trainer.broadcast_to_vllm()
         if self.args.canary_prompts > 0:
-            write_json_atomically(self.folder / "canary.json", {"step": global_step, **run_canary(trainer, self.args)})
+            figures = run_canary(trainer, self.args, self.limits)
+            write_json_atomically(self.folder / "canary.json", {"step": global_step, **figures})
         self.clock = time.perf_counter()
         self.pending = {}
 
@@ -118,7 +121,7 @@ class RunController:
     def check_experience(self, experiences: list[Any]) -> None:
         """Compare the trainer's old logprobs with the sampler's on the very tokens to be trained on."""
         statistics = parity_statistics(experiences)
-        check_parity(statistics, self.args.parity_max_abs_diff, self.args.parity_max_kl, f"step {self.step}")
+        check_parity(statistics, self.limits.parity_max_abs_diff, self.limits.parity_max_kl, f"step {self.step}")
         self.pending |= statistics
         self.lap("experience")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_rl.prompts import problem_of
-from gptoss_rl.run_files import launcher_alive, read_json, shares_by_step
+from gptoss_rl.records import shares_by_step
+from gptoss_rl.run_files import launcher_alive, read_json
 from gptoss_rl.stats import score, tier_of
 
 # What a line of each file must have to be read at all.
@@ -115,7 +116,7 @@ class RunView:
         """One entry for every evaluation, in the order of steps: step, n problems, pass@1 and its 95 % interval."""
         records = self.evaluation_records()
         if len(records) != self._evaluated:
-            scores = {step: score(list(shares.values())) for step, shares in sorted(shares_by_step(records).items())}
+            scores = {step: score(list(shares.values())) for step, shares in shares_by_step(records).items()}
             self.evaluations = [
                 {
                     "step": step,
