@@ -1,4 +1,4 @@
-"""Every command of the README is typed as it stands into a copy of the repository, or named below with what runs it."""
+"""Every command of README.md and docs/ is typed as it stands in a copy of the repository, or named below with what runs it."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import readme
 from made_run import make_run
-from readme import README, block, typed
+from readme import DOCUMENTS, README, TEXT, block, typed
 from workplace import ROOT, Workplace
 
 from gptoss_rl.documents import TABLES, current
@@ -132,9 +132,8 @@ def test_every_gate_that_is_raised_is_a_registered_one_and_the_reverse() -> None
 
 
 def test_every_message_of_ours_in_the_readme_is_one_that_is_printed() -> None:
-    section = README[README.index("## When something stops") : README.index("## Where things are")]
     # Those of torch, vLLM and Ray have their name behind them.
-    messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    messages = re.findall(r"^\| `([^`]+)` \|", DOCUMENTS["docs/troubleshooting.md"], re.MULTILINE)
     assert len(messages) > 10
     files = [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *(ROOT / "gptoss_rl").rglob("*.py"), *(ROOT / "patches").glob("*.patch")]
     source = "\n".join(path.read_text() for path in files)
@@ -147,6 +146,6 @@ def test_every_message_of_ours_in_the_readme_is_one_that_is_printed() -> None:
 
 
 def test_files_and_folders_that_the_readme_names_exist() -> None:
-    named = set(re.findall(r"`([\w/]+\.(?:py|sh|md))`", README)) | set(re.findall(r"\]\(([\w/.]+)\)", README))
+    named = set(re.findall(r"`([\w/]+\.(?:py|sh|md))`", TEXT)) | set(re.findall(r"\]\(([\w/.-]+)\)", TEXT))
     missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "gptoss_rl" / name).exists()]
     assert missing == []
