@@ -70,14 +70,14 @@ def test_a31_differs_from_a30_in_what_its_head_says() -> None:
     a30, a31 = (vars(parse(dry_run(f"train_grpo_20b_{name}.sh"))) for name in ("a30", "a31"))
     differing = {key: a31[key] for key in a30 if a30[key] != a31[key] and key != "run_dir"}
     assert differing == {
-        "actor_learning_rate": 1e-5, "zero_variance": "skip", "is_correction": "tis", "is_weight_high": 2.0,
+        "actor_learning_rate": 1e-5, "zero_variance": "skip", "is_correction": "tis",
     }  # fmt: skip
     assert (a31["loss_normalizer"], a31["micro_batch_order"], a31["vllm_lora_sync"]) == ("constant", "length", "adapter")
 
 
 @pytest.mark.parametrize(
     ("launcher", "called"),
-    [("train_grpo_20b_a29b.sh", "20b"), ("train_grpo_20b_a30.sh", "20b"), ("train_grpo_20b_a31.sh", "20b_a30")],
+    [("train_grpo_20b_a29b.sh", "20b"), ("train_grpo_20b_a30.sh", "20b_a29b"), ("train_grpo_20b_a31.sh", "20b_a30")],
 )
 def test_a_variant_repeats_nothing_of_what_it_calls(launcher: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUN_NAME", "x")

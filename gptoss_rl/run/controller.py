@@ -156,24 +156,29 @@ class RunController:
             raise self.guard.error(global_step, self.last_kl)
 
     @torch.no_grad()
-    def evaluate(self, trainer: Any, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
+    def evaluate(self, trainer: Any, global_step: int) -> None:
         """Evaluate the policy that the engines now serve, and keep every problem's record in eval.jsonl.
 
-        Returns:
-            `eval_pass1`, `eval_problems` and, with several samples, `eval_pass<k>` for upstream's loggers, from what
-            eval.jsonl calls correct: a response that was cut off is wrong.
+        Upstream's loggers get `eval_pass1`, `eval_problems` and, with several samples, `eval_pass<k>`, from what eval.jsonl
+        calls correct: a response that was cut off is wrong.
         """
+        if trainer.eval_dataloader is None:
+            return
         self.clock = time.perf_counter()
-        group = generate_kwargs["n_samples_per_prompt"]
-        samples = trainer.samples_generator.generate_eval_samples(**generate_kwargs)
+        group = self.args.eval_n_samples_per_prompt
+        own = {"temperature": self.args.eval_temperature, "n_samples_per_prompt": group}
+        samples = trainer.samples_generator.generate_eval_samples(**trainer.generate_kwargs | own)
         check_policy_version(samples, self.policy_version)
         records = [sample_record(sample, trainer.tokenizer, global_step) for sample in samples]
         for record in records:  # all were decoded and graded by now, so that a kill hardly finds the file half written
-            self.files["eval"].write({**record, "temperature": generate_kwargs["temperature"]})
+            self.files["eval"].write({**record, "temperature": self.args.eval_temperature})
         correct_P_K = torch.tensor([float(record["correct"]) for record in records]).reshape(-1, group)
         logs = {"eval_pass1": correct_P_K.mean().item(), "eval_problems": float(len(correct_P_K))}
         if group > 1:
             logs[f"eval_pass{group}"] = correct_P_K.max(dim=1).values.mean().item()
+        for tracker in (trainer.wandb_logger, trainer.tensorboard_logger):
+            if tracker is not None:
+                tracker.log_eval(global_step, logs)
+        print(f"evaluation at step {global_step}: {logs}")
         self.last_evaluated = global_step
         self.lap("evaluate")
-        return logs
