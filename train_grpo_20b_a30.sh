@@ -4,7 +4,6 @@
 # 3,200 prompts, 200 global steps, 1,600 optimizer steps. Usage as train_grpo_20b.sh.
 set -euo pipefail
 export RUN_NAME=${RUN_NAME:-a30-$(date +%Y%m%d-%H%M%S)}
-exec bash "$(dirname "${BASH_SOURCE[0]}")/train_grpo_20b.sh" \
+exec bash "$(dirname "${BASH_SOURCE[0]}")/train_grpo_20b_a29b.sh" \
   --micro_train_batch_size 2 \
-  --eps_clip 0.1 \
   "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# gpt-oss-20b on 8 x A30, variant A31, the recommended one: A30 with the work left out that has no gradient, a correction
-# for what separates sampler and trainer, and a learning rate for a LoRA. Usage as train_grpo_20b.sh.
+# gpt-oss-20b on 8 x A30, variant A31, the recommended one: A30 without computing groups whose rewards are all equal (they
+# have no gradient), with a correction for the difference between sampler and trainer, and with a learning rate for a LoRA.
+# Usage as train_grpo_20b.sh.
 set -euo pipefail
 export RUN_NAME=${RUN_NAME:-a31-$(date +%Y%m%d-%H%M%S)}
 
@@ -13,5 +14,5 @@ learning_rate=1e-5
 exec bash "$(dirname "${BASH_SOURCE[0]}")/train_grpo_20b_a30.sh" \
   --actor_learning_rate "$learning_rate" \
   --zero_variance skip \
-  --is_correction tis --is_weight_high 2.0 \
+  --is_correction tis \
   "$@"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gptoss_rl.training.train_plan import group_advantages, plan_global_step
+from gptoss_rl.training.train_plan import PlanOptions, group_advantages, plan_global_step
 
 PROMPTS, GROUP, RANKS = 16, 8, 4
 MEAN_RESPONSE, MAX_RESPONSE = 2500, 4096
@@ -69,10 +69,11 @@ def upstream_tokens(samples: list[Any], micro_batch: int, generator: torch.Gener
 
 def planned_tokens(samples: list[Any], advantages: torch.Tensor, micro_batch: int, train_batch: int, seed: int) -> int:
     """The planned step: one pass when it is on-policy, two otherwise."""
-    _, size = plan_global_step(
-        samples, advantages, group_size=GROUP, train_batch_size=train_batch, micro_batch_size=micro_batch,
-        max_tokens=MAX_TOKENS, ranks=RANKS, skip_zero_advantage=True, sort_by_length=True, pad_token_id=0, seed=seed,
+    options = PlanOptions(
+        group_size=GROUP, train_batch_size=train_batch, micro_batch_size=micro_batch, max_tokens=MAX_TOKENS, ranks=RANKS,
+        skip_zero_advantage=True, sort_by_length=True, pad_token_id=0,
     )  # fmt: skip
+    _, size = plan_global_step(samples, advantages, options, seed)
     return size.padded * (1 if train_batch == len(samples) else 2)
 
 

@@ -3,8 +3,12 @@
 import argparse
 import ast
 import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from gptoss_rl.errors import GateError
 from gptoss_rl.prompts import DEFAULT_REASONING_EFFORT, REASONING_EFFORTS
@@ -15,6 +19,26 @@ ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
 
 # What an evaluation measures depends on these; runs that differ in one are not compared.
 EVALUATION_FLAGS = ("eval_temperature", "generate_max_len", "eval_n_samples_per_prompt", "reasoning_effort")
+
+
+@dataclass(frozen=True)
+class ParityLimits:
+    """How far trainer and sampler may be apart before the run stops; a flag each, by the same name, and 0 is off."""
+
+    parity_max_abs_diff: float = 0.2  # nats, mean |logprob difference| of response tokens
+    parity_max_kl: float = 0.05  # nats a token, KL(sampler || trainer)
+    parity_max_prompt_abs_diff: float = 0.5  # nats, before step 1, of prompt tokens
+    max_mismatch_kl: float = 0.015  # nats a token, of each of the last steps
+    mismatch_patience: int = 5  # of how many
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> "ParityLimits":
+        """Of a run's flags, or of its config.json; the defaults for what is not there."""
+        return cls(**{f.name: flags[f.name] for f in fields(cls) if flags.get(f.name) is not None})
+
+    def stopping_kl(self) -> float:
+        """The lowest KL at which the run stops itself; infinity when nothing does."""
+        return min((limit for limit in (self.max_mismatch_kl, self.parity_max_kl) if limit > 0), default=math.inf)
 
 
 class RefusedFlags(GateError):
@@ -73,16 +97,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sync.add_argument("--vllm_sync_timeout", type=float, default=300.0, help="seconds an engine may take to prove a sync")
 
     gates = parser.add_argument_group("gptoss-rl: gates")
-    gates.add_argument("--parity_max_abs_diff", type=float, default=0.2,
+    gates.add_argument("--parity_max_abs_diff", type=float, default=ParityLimits.parity_max_abs_diff,
         help="mean |logprob difference| of trainer and sampler (nats) above which the run stops; 0 is off")  # fmt: skip
-    gates.add_argument("--parity_max_kl", type=float, default=0.05,
+    gates.add_argument("--parity_max_kl", type=float, default=ParityLimits.parity_max_kl,
         help="KL(sampler || trainer), k3 estimate (nats a token), above which the run stops; 0 is off")  # fmt: skip
-    gates.add_argument("--parity_max_prompt_abs_diff", type=float, default=0.5,
+    gates.add_argument("--parity_max_prompt_abs_diff", type=float, default=ParityLimits.parity_max_prompt_abs_diff,
         help="the same mean before step 1 on prompt tokens, where less is certain; 0 is off")  # fmt: skip
-    gates.add_argument("--max_mismatch_kl", type=float, default=0.015,
+    gates.add_argument("--max_mismatch_kl", type=float, default=ParityLimits.max_mismatch_kl,
         help="KL(sampler || trainer) (nats a token) that may not be exceeded in --mismatch_patience steps on end; 0 is off. "
              "0.002 and 0.015 are published gates for this model family")  # fmt: skip
-    gates.add_argument("--mismatch_patience", type=int, default=5, help="steps on end; the run stops with a checkpoint")
+    gates.add_argument("--mismatch_patience", type=int, default=ParityLimits.mismatch_patience,
+        help="steps on end; the run stops with a checkpoint")  # fmt: skip
     gates.add_argument("--canary_prompts", type=int, default=4, help="prompts of the canary before step 1; 0 is off")
 
 

@@ -72,7 +72,7 @@ METRICS: dict[str, Metric] = {
     "optimizer/gradient_norm": Metric("1", "L2 norm of the gradient before clipping, mean over the step's optimizer steps"),
     "optimizer/gradient_norm_max": Metric("1", "largest gradient norm of the step's optimizer steps"),
     "optimizer/steps": Metric("count", "optimizer steps taken in this global step"),
-    "optimizer/learning_rate": Metric("1", "learning rate, mean over the step"),
+    "optimizer/learning_rate": Metric("1", "learning rate that the optimizer steps used, mean over them"),
     "sync/seconds": Metric("s", "weight sync, from the gather to the last proof"),
     "sync/dead_zone_share": Metric("share", "merge mode: share of the update lost to bf16 rounding"),
     "time/generate": Metric("s", "rollout, rewards included"),
@@ -84,16 +84,18 @@ METRICS: dict[str, Metric] = {
     "time/step": Metric("s", "whole global step without checkpoint and evaluation"),
 }
 
+PHASES = ("generate", "experience", "train", "sync")  # what time/step is the sum of
+
 # Upstream's status keys under their names here. None: recorded under a better definition above.
 UPSTREAM_NAMES: dict[str, str | None] = {
     "policy_loss": "loss/policy",
     "entropy_loss": "loss/entropy",
-    "actor_lr": "optimizer/learning_rate",
     "ppo_kl": "ratio/ppo_kl",
     "ppo_clip_ratio": "ratio/clip_share",
     "vllm_kl": "ratio/sampler_kl",
     "kl": "policy/kl_to_base",
     "dynamic_filtering_pass_rate": "rollout/kept_groups",
+    "actor_lr": None,  # read after the step, it is the next one's
     "logprobs_diff": None,
     "reward": None,
     "score": None,
@@ -129,29 +131,3 @@ def check_registered(metrics: dict[str, float]) -> None:
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown:
         raise KeyError(f"metrics not in the registry (gptoss_rl/metrics.py): {', '.join(unknown)}")
-
-
-TABLE_BEGIN, TABLE_END = "<!-- metric-table:begin -->", "<!-- metric-table:end -->"
-
-
-def render_table() -> str:
-    """What a line of metrics.jsonl may hold, as a Markdown table."""
-    listed = (STAMPS | METRICS).items()
-    rows = [f"| `{name}` | {metric.unit} | {metric.meaning.replace('|', chr(92) + '|')} |" for name, metric in listed]
-    return "\n".join(["| key | unit | meaning |", "|---|---|---|", *rows])
-
-
-def with_table(text: str) -> str:
-    """A document with the table between its markers made anew."""
-    before, rest = text.split(TABLE_BEGIN)
-    return f"{before}{TABLE_BEGIN}\n{render_table()}\n{TABLE_END}{rest.split(TABLE_END)[1]}"
-
-
-if __name__ == "__main__":
-    # python -m gptoss_rl.metrics: write the table into README.md
-    from pathlib import Path
-
-    from gptoss_rl.run_files import write_text_atomically
-
-    readme = Path(__file__).resolve().parent.parent / "README.md"
-    write_text_atomically(readme, with_table(readme.read_text()))

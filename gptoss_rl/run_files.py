@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,6 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json_atomically(path: Path, value: Any) -> None:
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def shares_by_step(records: Iterable[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    """step -> problem id -> share of its samples that are right, from the records of eval.jsonl."""
-    answers: dict[int, dict[str, list[bool]]] = {}
-    for record in records:
-        answers.setdefault(record["step"], {}).setdefault(record["id"], []).append(bool(record["correct"]))
-    return {step: {key: sum(right) / len(right) for key, right in found.items()} for step, found in answers.items()}
 
 
 def process_record() -> dict[str, Any]:

@@ -29,6 +29,10 @@ def write_lines(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+FAILED_SYNC = {"step": 5, "time": 0.0, "policy_version": 9, "mode": "adapter", "modules": 96, "engines": 2, "workers": 4,
+               "seconds": {"total": 0.1}, "error": "[gate sync] engine 1, worker of TP rank 0: OutOfMemoryError"}  # fmt: skip
+
+
 def make_run(folder: Path, steps: int = 200, *, finished: bool = True, age: float = 0.0) -> Path:
     """Write a run whose last step was finished `age` seconds ago."""
     folder.mkdir(parents=True)

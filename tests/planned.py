@@ -1,15 +1,17 @@
 """Shared by tests of the planned step: a policy in one process, made-up samples, and the paper's gradient."""
 
 import types
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from gptoss_rl.training.actor_step import PlannedTraining
+from gptoss_rl.flags import ParityLimits
+from gptoss_rl.training.actor_step import PlannedTraining, TrainOptions
 from gptoss_rl.training.policy import response_log_probs
 from gptoss_rl.training.policy_loss import LossOptions
-from gptoss_rl.training.train_plan import RankPlan, plan_global_step
+from gptoss_rl.training.train_plan import PlanOptions, RankPlan, plan_global_step
 
 GROUP, MAX_RESPONSE = 4, 24
 # One group all wrong, one all right, two with variance.
@@ -20,7 +22,7 @@ class FakeEngine:
     """What `PlannedTraining` asks of a DeepSpeed engine, without sharding: the mean gradient over ranks."""
 
     def __init__(self, module: torch.nn.Module):
-        self.module, self.boundary, self.steps = module, None, 0
+        self.module, self.boundary, self.steps, self.rate = module, None, 0, 0.5
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -33,7 +35,7 @@ class FakeEngine:
         loss.backward()
 
     def get_lr(self) -> list[float]:
-        return [0.5]
+        return [self.rate]
 
     device = "cpu"
 
@@ -76,19 +78,22 @@ def make_samples(count: int, vocabulary: int, seed: int = 0) -> list[Any]:
 
 
 def make_plans(samples: list[Any], advantages: torch.Tensor, **changes: Any) -> list[RankPlan]:
-    options = {
-        "group_size": GROUP, "train_batch_size": len(samples), "micro_batch_size": 4, "max_tokens": None, "ranks": 1,
-        "skip_zero_advantage": True, "sort_by_length": True, "pad_token_id": 0, "seed": 1,
-    }  # fmt: skip
-    return plan_global_step(samples, advantages, **{**options, **changes})[0]
-
-
-def training(policy: torch.nn.Module, samples: int, *, old_logprobs: str = "current", optimizer_step=None, **loss: Any):
-    options = LossOptions(samples=samples, max_response=MAX_RESPONSE, eps_low=0.2, eps_high=0.2, **loss)
-    return PlannedTraining(
-        FakeActor(policy), optimizer_step or (lambda: None), options, "cpu", old_logprobs=old_logprobs, entropy_coef=0.0,
-        max_abs_diff=0.0, max_kl=0.0,
+    options = PlanOptions(
+        group_size=GROUP, train_batch_size=len(samples), micro_batch_size=4, max_tokens=None, ranks=1,
+        skip_zero_advantage=True, sort_by_length=True, pad_token_id=0,
     )  # fmt: skip
+    seed = changes.pop("seed", 1)
+    return plan_global_step(samples, advantages, replace(options, **changes), seed)[0]
+
+
+NO_LIMITS = ParityLimits(parity_max_abs_diff=0.0, parity_max_kl=0.0)
+
+
+def training(policy: torch.nn.Module, samples: int, *, old_logprobs: str = "current", optimizer_step=None,
+             limits: ParityLimits = NO_LIMITS, **loss: Any) -> PlannedTraining:  # fmt: skip
+    options = LossOptions(samples=samples, max_response=MAX_RESPONSE, eps_low=0.2, eps_high=0.2, **loss)
+    actor = FakeActor(policy)
+    return PlannedTraining(actor, optimizer_step or (lambda: None), TrainOptions(options, limits, old_logprobs), "cpu")
 
 
 def gradients(policy: torch.nn.Module) -> dict[str, torch.Tensor]:

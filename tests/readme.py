@@ -1,4 +1,4 @@
-"""The README's commands, as they stand, and what typing its data block makes."""
+"""The commands of README.md and docs/, as they stand, and what typing its data block makes."""
 
 import re
 import shutil
@@ -7,11 +7,15 @@ from pathlib import Path
 from workplace import ROOT, Workplace, write_sources
 
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
+TEXT = "\n".join(DOCUMENTS.values())
 
 
 def block(heading: str) -> list[str]:
     """Lines of the bash block under a heading, without comments."""
-    section = README[README.index(f"## {heading}\n") :]
+    section = TEXT[re.search(rf"^#+ {heading}$", TEXT, re.MULTILINE).start() :]
     return stripped(re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1])
 
 
@@ -22,14 +26,14 @@ def stripped(text: str) -> list[str]:
 
 def commands() -> set[str]:
     """Every line of a bash block, and every command in running text, where it may be broken over two lines."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    inline = re.findall(r"`((?:python|bash)\s[^`]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    inline = re.findall(r"`((?:python|bash)\s[^`]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
     return {line for text in blocks for line in stripped(text)} | {" ".join(words.split()) for words in inline}
 
 
 def typed(line: str) -> str:
     """A command of running text that a test types; `typed_by_tests` reads the calls."""
-    assert line in commands(), f"{line} is not in the README any more"
+    assert line in commands(), f"{line} is not in README.md or docs/ any more"
     return line
 
 

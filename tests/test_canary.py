@@ -10,9 +10,11 @@ from openrlhf.models import Actor
 from gptoss_rl.errors import GateError
 from gptoss_rl.run.canary import (
     MAX_RESTORE_ERROR,
+    START_STD,
     check_prompt_parity,
     judge_restored,
     judge_shift,
+    perturb_until_visible,
     response_positions,
     score_with_engines,
     score_with_trainer,
@@ -91,14 +93,21 @@ def test_a_temperature_set_for_the_canary_reaches_openrlhfs_actor(gpt_oss_folder
 class Scorer:
     """An engine that scores every token alike, or a policy actor whose every logit, divided by its temperature, is -1."""
 
-    def __init__(self, logprob: float, temperature: float = 1.0):
+    def __init__(self, logprob: float, temperature: float = 1.0, nats_per_std: float = 0.0):
         self.logprob, self.actor = logprob, types.SimpleNamespace(temperature=temperature)
+        self.nats_per_std = nats_per_std
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         return [[self.logprob] * (len(tokens) - 1) for tokens in sequences]
 
     def forward(self, sequences: list[torch.Tensor], attention_mask, action_mask) -> list[torch.Tensor]:
         return [torch.full((1, tokens.shape[1] - 1), self.logprob / self.actor.temperature) for tokens in sequences]
+
+    def perturb_lora(self, std: float, seed: int) -> None:
+        self.saved, self.logprob = self.logprob, self.logprob - self.nats_per_std * std
+
+    def restore_lora(self) -> None:
+        self.logprob = self.saved
 
     def temperature(self) -> float:
         return self.actor.temperature
@@ -110,8 +119,8 @@ class Group:
     def __init__(self, actors: list):
         self._actor_handlers = actors
 
-    def async_run_method(self, method_name: str, *args) -> list:
-        return [getattr(actor, method_name).remote(*args) for actor in self._actor_handlers]
+    def async_run_method(self, method_name: str, *args, **kwargs) -> list:
+        return [getattr(actor, method_name).remote(*args, **kwargs) for actor in self._actor_handlers]
 
     def async_run_method_batch(self, method_name: str, **batch: list) -> list:
         share = len(batch["sequences"]) // len(self._actor_handlers)
@@ -142,3 +151,25 @@ def test_an_engine_that_scores_apart_from_the_first_is_named(scorers, logprob: f
     engines = [scorers.remote(-1.0), scorers.remote(-1.0), scorers.remote(logprob)]
     with pytest.raises(GateError, match="gate canary.*engine 2 scores the same tokens"):
         score_with_engines(types.SimpleNamespace(vllm_engines=engines), SEQUENCES)
+
+
+def perturbed(scorers, nats_per_std: float) -> tuple[types.SimpleNamespace, torch.Tensor]:
+    """A trainer of one rank, and its scores before."""
+    policy = scorers.remote(-1.0, nats_per_std=nats_per_std)
+    return types.SimpleNamespace(actor_model_group=Group([policy])), torch.full((6,), -1.0)
+
+
+@pytest.mark.parametrize("nats_per_std", [0.0, 0.1, float("nan")])
+def test_an_adapter_that_the_trainer_itself_does_not_use_stops_the_run(scorers, nats_per_std: float) -> None:
+    # Otherwise nothing would move on either side, and two shifts of zero agree.
+    trainer, before = perturbed(scorers, nats_per_std)
+    with pytest.raises(GateError, match=r"gate canary.*moved the trainer's own logprobs by only .*not in the forward pass"):
+        perturb_until_visible(trainer, SEQUENCES, response_positions(SEQUENCES, STARTS), before)
+    assert torch.equal(score_with_trainer(trainer, SEQUENCES), before)  # the last noise was taken away again, too
+
+
+def test_noise_is_doubled_until_it_is_seen_and_never_adds_up(scorers) -> None:
+    trainer, before = perturbed(scorers, 10.0)
+    std, shift = perturb_until_visible(trainer, SEQUENCES, response_positions(SEQUENCES, STARTS), before)
+    assert std == 4 * START_STD
+    assert shift.tolist() == pytest.approx([-10 * std] * 6)

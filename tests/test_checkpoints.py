@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from gptoss_rl.models.random_model import random_adapter, save_random_gpt_oss
 from gptoss_rl.training.checkpoints import (
     check_loaded,
     check_settings,
+    load_lora_checkpoint,
     random_states,
     save_adapter,
     set_random_states,
@@ -95,6 +97,18 @@ def test_another_base_of_the_same_shape_does_not_go_on_from_a_checkpoint(gpt_oss
     save_random_gpt_oss(tmp_path / "other", seed=5)
     with pytest.raises(GateError, match="gate checkpoint.*trained on another base"):
         check_settings(random_adapter(tmp_path / "other", rank=4), tmp_path / "adapter")
+
+
+def test_a_checkpoint_that_is_not_there_or_cannot_be_read_stops_the_run(gpt_oss_folder, tmp_path) -> None:
+    # DeepSpeed itself warns, returns nothing, and would train on from an adapter of zeros.
+    model = random_adapter(gpt_oss_folder, rank=4)
+    engine = types.SimpleNamespace(module=model, load_checkpoint=lambda *_, **__: (None, {}))
+    with pytest.raises(GateError, match="gate checkpoint.*holds no checkpoint to resume from"):
+        load_lora_checkpoint(engine, str(tmp_path))
+    save_adapter(model, tmp_path / "global_step3" / "adapter")
+    (tmp_path / "latest").write_text("global_step3\n")
+    with pytest.raises(GateError, match="gate checkpoint.*DeepSpeed could not read .*/global_step3"):
+        load_lora_checkpoint(engine, str(tmp_path))
 
 
 def test_a_matrix_that_was_not_loaded_is_named(gpt_oss_folder, tmp_path) -> None:

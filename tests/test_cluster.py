@@ -1,5 +1,6 @@
 """What keeps Ray from starting is said at launch, with the variable to change."""
 
+import argparse
 import http.server
 import os
 import re
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 import ray
 
+from gptoss_rl.errors import GateError
 from gptoss_rl.sync.cluster import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
     LEAST_SHM_BYTES,
     OBJECT_STORE_BYTES,
     SOCKET_BYTES,
+    check_cluster,
     ray_options,
     ray_problems,
 )
@@ -149,6 +152,19 @@ def test_too_little_shared_memory_is_named(changes: dict, needed: int, monkeypat
     assert "--shm-size 16g" in problems(**changes)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2 * needed, 0, 2 * needed))
     assert problems(**changes) == ""
+
+
+@pytest.mark.parametrize("resources", [{}, {"GPU": 4.0}])
+def test_a_cluster_that_can_never_place_the_run_is_refused(resources: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray would wait for the missing device for ever.
+    flags = argparse.Namespace(
+        actor_num_nodes=1, actor_num_gpus_per_node=1, vllm_num_engines=2, vllm_tensor_parallel_size=2, num_devices=None
+    )
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    with pytest.raises(GateError, match=f"cluster.*needs 5 devices .*Ray has {resources.get('GPU', 0):g}.*--num_devices 5"):
+        check_cluster(flags)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 5.0})
+    check_cluster(flags)
 
 
 def test_a_launch_ends_within_seconds_with_the_sentence(tmp_path: Path) -> None:

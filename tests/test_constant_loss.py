@@ -23,6 +23,7 @@ from planned import (
 )
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.models.random_model import random_adapter
 from gptoss_rl.training.actor_step import adapter_disabled
 from gptoss_rl.training.logprob_head import install_log_prob_head
@@ -137,12 +138,24 @@ def test_figures_say_what_was_trained(policy, samples) -> None:
     assert figures["optimizer/learning_rate"] == 0.5
 
 
+def test_the_learning_rate_is_the_one_that_each_step_used(policy, samples) -> None:
+    (plan,) = make_plans(samples, ADVANTAGES, train_batch_size=8)
+    run = training(policy, 8)
+
+    def optimizer_step() -> None:
+        run.engine.rate /= 2  # a scheduler moves on within the engine's step, to what the next step will use
+
+    run.optimizer_step = lambda: optimizer_step() if run.engine.boundary else None
+    assert len(plan.steps) == 2
+    assert run.run(plan)["optimizer/learning_rate"] == (0.5 + 0.25) / 2
+
+
 def test_a_sampler_that_is_another_model_stops_the_step_before_the_optimizer(policy, samples) -> None:
     for old_logprobs in ("current", "recompute"):
         steps = []
         (plan,) = make_plans(samples, ADVANTAGES, train_batch_size=8)
-        run = training(policy, 8, old_logprobs=old_logprobs, optimizer_step=lambda steps=steps: steps.append(1))
-        run.limits = (0.01, 0.0)
+        step = lambda steps=steps: steps.append(1)  # noqa: E731
+        run = training(policy, 8, old_logprobs=old_logprobs, limits=ParityLimits(0.01, 0.0), optimizer_step=step)
         with pytest.raises(GateError, match=r"gate parity\] before the optimizer step"):
             run.run(plan)
         # Micro-batches before the boundary are counted by the engine, the boundary itself is not reached.
@@ -157,8 +170,8 @@ def test_an_engine_whose_groups_are_all_dropped_is_measured_all_the_same(policy,
         sample.rollout_log_probs = -500.0 * sample.action_mask
     for rewards in (REWARDS, torch.zeros(len(samples))):
         (plan,) = make_plans(garbage, group_advantages(rewards, GROUP))
-        run = training(policy, len(samples), old_logprobs=old_logprobs, correction="tis", weight_high=2.0)
-        run.limits = (20.0, 0.0)  # the others' made-up logprobs are a few nats off
+        limits = ParityLimits(20.0, 0.0)  # the others' made-up logprobs are a few nats off
+        run = training(policy, len(samples), old_logprobs=old_logprobs, limits=limits, correction="tis", weight_high=2.0)
         with pytest.raises(GateError, match="gate parity"):
             run.run(plan)
 

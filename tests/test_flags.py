@@ -70,14 +70,14 @@ def test_a31_differs_from_a30_in_what_its_head_says() -> None:
     a30, a31 = (vars(parse(dry_run(f"train_grpo_20b_{name}.sh"))) for name in ("a30", "a31"))
     differing = {key: a31[key] for key in a30 if a30[key] != a31[key] and key != "run_dir"}
     assert differing == {
-        "actor_learning_rate": 1e-5, "zero_variance": "skip", "is_correction": "tis", "is_weight_high": 2.0,
+        "actor_learning_rate": 1e-5, "zero_variance": "skip", "is_correction": "tis",
     }  # fmt: skip
     assert (a31["loss_normalizer"], a31["micro_batch_order"], a31["vllm_lora_sync"]) == ("constant", "length", "adapter")
 
 
 @pytest.mark.parametrize(
     ("launcher", "called"),
-    [("train_grpo_20b_a29b.sh", "20b"), ("train_grpo_20b_a30.sh", "20b"), ("train_grpo_20b_a31.sh", "20b_a30")],
+    [("train_grpo_20b_a29b.sh", "20b"), ("train_grpo_20b_a30.sh", "20b_a29b"), ("train_grpo_20b_a31.sh", "20b_a30")],
 )
 def test_a_variant_repeats_nothing_of_what_it_calls(launcher: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUN_NAME", "x")
@@ -178,7 +178,8 @@ def test_preflight_shows_the_schedule_of_a_launcher() -> None:
         (["--num_prompts", "3200", "--micro_train_batch_size", "0"], "--micro_train_batch_size must be at least 1"),
         (["--num_prompts", "3200", "--micro_rollout_batch_size", "0"], "--micro_rollout_batch_size must be at least 1"),
         (["--prompt_data", "data"], "--prompt_data data is a folder, not a file; make it, or pass --num_prompts"),
-        (["--num_prompts", "3200", "--lr_warmup_ratio", "1.0"], "never reaches its peak of 5e-07"),
+        (["--num_prompts", "3200", "--lr_warmup_ratio", "1.0"], "warm-up takes 1600 of 1600"),
+        (["--num_prompts", "3200", "--lr_warmup_ratio", "1.5"], "never reaches its peak of 5e-07"),
     ],
 )
 def test_preflight_refuses_a_run_that_would_not_train_as_it_says(flags: list[str], words: str) -> None:

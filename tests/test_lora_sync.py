@@ -1,7 +1,10 @@
 """The judge of a sync, against hand-made answers: what real workers cannot be made to say."""
 
+import argparse
 import asyncio
 import copy
+import json
+import pickle
 import sys
 import types
 
@@ -12,10 +15,13 @@ import torch
 
 from gptoss_rl.errors import GateError, SyncError
 from gptoss_rl.models.random_model import random_adapter
+from gptoss_rl.run.controller import RunController
+from gptoss_rl.run_files import read_json_lines
 from gptoss_rl.sync import engine as engine_module
 from gptoss_rl.sync.engine import PolicyEngine
 from gptoss_rl.sync.lora_payload import expected_digests, pack
-from gptoss_rl.sync.lora_sync import LoraSync, lora_parameters, lora_scaling
+from gptoss_rl.sync.lora_sync import LoraSync, counts, lora_parameters, lora_scaling
+from gptoss_rl.watch.run_view import FILES
 
 RANK = 4
 
@@ -166,10 +172,56 @@ def test_an_engine_that_does_not_answer_is_named(sync: LoraSync, exchange) -> No
         engines = [Engine.options(num_cpus=0).remote(silent) for silent in (False, True)]
         ray.get(engines[0].sync_policy.remote("", None))
         slow = LoraSync(sync.model, engines, mode="adapter", timeout=3)
-        with pytest.raises(SyncError, match=r"engine 1 did not answer within 3 s for policy version 7 \(1 of 2"):
+        with pytest.raises(SyncError, match=r"engine 1 did not answer within 3 s for policy version 7 \(1 of 2") as caught:
             slow.deliver(exchange[0], ray.put(b""))
+        assert [reply["answers"] for reply in caught.value.record["replies"]] == [[]]
     finally:
         ray.shutdown()
+
+
+def test_a_failed_sync_knows_what_was_answered(sync: LoraSync, exchange, monkeypatch) -> None:
+    replies = change(exchange[2], 0, 0, error="OutOfMemoryError: no")
+    monkeypatch.setattr(ray, "put", lambda array: array)
+    monkeypatch.setattr(sync, "deliver", lambda manifest, payload: replies)
+    with pytest.raises(SyncError, match="OutOfMemoryError") as caught:
+        sync.sync()
+    record = pickle.loads(pickle.dumps(caught.value)).record  # it crosses two processes on its way to the controller
+    assert (record["policy_version"], record["engines"], record["workers"]) == (sync.version, 2, 4)
+    assert record["error"] == str(caught.value)
+    assert json.loads(json.dumps(record))["replies"] == replies
+    assert record["seconds"].keys() == {"gather", "pack", "put", "deliver", "judge", "total"}
+
+
+def test_a_failed_sync_is_in_the_runs_files_before_the_run_stops(sync: LoraSync, exchange, tmp_path) -> None:
+    replies = change(exchange[2], 1, 0, error="OutOfMemoryError: no")
+    record = {"policy_version": 8, "mode": "adapter", "modules": 96, **counts(replies), "error": "[gate sync] engine 1"}
+
+    class Rank:
+        def __init__(self, error: Exception):
+            self.error = error
+
+        def broadcast_to_vllm(self):
+            raise self.error
+
+    flags = argparse.Namespace(run_dir=str(tmp_path), max_mismatch_kl=0, mismatch_patience=1, vllm_lora_sync="adapter")
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        for error, kind, words in (
+            (SyncError("engine 1", **record), SyncError, "engine 1"),
+            (GateError("finite", "lora_B holds NaN"), GateError, "lora_B holds NaN"),
+            (RuntimeError("a bug"), RuntimeError, "a bug"),
+        ):
+            rank = ray.remote(Rank).options(num_cpus=0).remote(error)
+            group = types.SimpleNamespace(async_run_method=lambda method_name, rank=rank: [getattr(rank, method_name).remote()])
+            with pytest.raises(kind, match=words):
+                RunController(flags).sync_policy(group)
+    finally:
+        ray.shutdown()
+    first, *others = read_json_lines(tmp_path / "sync.jsonl")
+    assert {key: first[key] for key in record} == record
+    assert [line["error"] for line in others] == ["[gate finite] lora_B holds NaN", "a bug"]
+    # Whoever reads the file needs these of every line.
+    assert all(line.keys() >= set(FILES["sync"]) for line in (first, *others))
 
 
 def test_a_model_without_an_adapter_is_refused() -> None:
@@ -185,8 +237,6 @@ def test_layers_of_different_scaling_are_refused(gpt_oss_folder) -> None:
 
 
 def test_errors_cross_processes_with_their_text() -> None:
-    import pickle
-
     error = pickle.loads(pickle.dumps(SyncError("engine 0: bad")))
     assert type(error) is SyncError
     assert (str(error), error.gate) == ("[gate sync] engine 0: bad", "sync")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from made_run import eval_line, make_run, metrics_line, write_lines
+from made_run import FAILED_SYNC, eval_line, make_run, metrics_line, write_lines
 from rich.console import Console
 
 from gptoss_rl.metrics import METRICS
@@ -136,6 +136,24 @@ def test_the_view_has_everything_in_it(tmp_path: Path) -> None:
                  "of 2 engines, 96 modules, adapter"):  # fmt: skip
         assert word in text, word
     assert all(label in text for _, label, _ in ROWS)
+
+
+def test_a_failed_sync_is_said_and_does_not_count_as_proven(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 5, finished=False)
+    with (folder / "sync.jsonl").open("a") as file:
+        file.write(json.dumps(FAILED_SYNC) + "\n")
+    data = snapshot(RunView(folder))
+    assert data["sync"]["proven"] == 1
+    (alert,) = data["alerts"]
+    assert "sync of policy version 9 (4 workers of 2 engines answered) at step 5 failed: [gate sync] engine 1" in alert
+    assert "at step 5 failed" in " ".join(drawn(RunView(folder), 120))
+    # One that failed before anything was answered.
+    write_lines(folder / "sync.jsonl", [{**FAILED_SYNC, "policy_version": None, "error": "lora_B holds NaN"}])
+    data = snapshot(RunView(folder))
+    assert (data["sync"], data["alerts"]) == (None, ["sync at step 5 failed: lora_B holds NaN"])
+    # A run that was resumed and has proven its next sync is well.
+    write_lines(folder / "sync.jsonl", [FAILED_SYNC, {k: v for k, v in FAILED_SYNC.items() if k != "error"}])
+    assert snapshot(RunView(folder))["alerts"] == []
 
 
 def test_one_of_a_thing_is_singular_and_what_is_off_has_no_row(tmp_path: Path) -> None:

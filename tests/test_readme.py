@@ -1,4 +1,4 @@
-"""Every command of the README is typed as it stands into a copy of the repository, or named below with what runs it."""
+"""Every command of README.md and docs/ is typed as it stands in a copy of the repository, or named below with what runs it."""
 
 import json
 import re
@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import readme
 from made_run import make_run
-from readme import README, block, typed
+from readme import DOCUMENTS, README, TEXT, block, typed
 from workplace import ROOT, Workplace
 
+from gptoss_rl.documents import TABLES, current
+from gptoss_rl.errors import GATES
 from gptoss_rl.flags import ENTRY_POINT, parse
-from gptoss_rl.metrics import with_table
 from gptoss_rl.models.mxfp4 import quantize_checkpoint
 from gptoss_rl.run.launch_gates import flag_problems
 
@@ -117,15 +118,22 @@ def test_no_command_of_the_readme_is_left_out() -> None:
     assert readme.commands() - set(ELSEWHERE) - typed_by_tests() - only_seed == set()
 
 
-def test_the_metric_table_is_current() -> None:
-    # Remedy: python -m gptoss_rl.metrics
-    assert with_table(README) == README
+@pytest.mark.parametrize("document", TABLES)
+def test_generated_tables_are_current(document: str) -> None:
+    # Remedy: python -m gptoss_rl.documents
+    text = (ROOT / document).read_text()
+    assert current(document, text) == text
+
+
+def test_every_gate_that_is_raised_is_a_registered_one_and_the_reverse() -> None:
+    source = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "gptoss_rl").rglob("*.py")])
+    raised = set(re.findall(r'(?:GateError\(|super\(\).__init__\()\s*"(\w+)",', source))
+    assert raised == set(GATES) - {"stack"}  # that one is `apply_patches.sh --check`, which knows nothing of runs
 
 
 def test_every_message_of_ours_in_the_readme_is_one_that_is_printed() -> None:
-    section = README[README.index("## When something stops") : README.index("## Where things are")]
     # Those of torch, vLLM and Ray have their name behind them.
-    messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    messages = re.findall(r"^\| `([^`]+)` \|", DOCUMENTS["docs/troubleshooting.md"], re.MULTILINE)
     assert len(messages) > 10
     files = [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *(ROOT / "gptoss_rl").rglob("*.py"), *(ROOT / "patches").glob("*.patch")]
     source = "\n".join(path.read_text() for path in files)
@@ -138,6 +146,6 @@ def test_every_message_of_ours_in_the_readme_is_one_that_is_printed() -> None:
 
 
 def test_files_and_folders_that_the_readme_names_exist() -> None:
-    named = set(re.findall(r"`([\w/]+\.(?:py|sh|md))`", README)) | set(re.findall(r"\]\(([\w/.]+)\)", README))
+    named = set(re.findall(r"`([\w/]+\.(?:py|sh|md))`", TEXT)) | set(re.findall(r"\]\(([\w/.-]+)\)", TEXT))
     missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "gptoss_rl" / name).exists()]
     assert missing == []

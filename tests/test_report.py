@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from browser import Page, open_browser
-from made_run import eval_line, make_run, metrics_line, write_lines
+from made_run import FAILED_SYNC, eval_line, make_run, metrics_line, write_lines
 
 from gptoss_rl.metrics import METRICS
 from gptoss_rl.report import ReportError, build
@@ -62,6 +62,14 @@ def test_gates_that_passed_are_facts_and_hashes_are_short(tmp_path: Path) -> Non
     assert "<td>0123456789ab</td>" in page
     assert "<td>hardware</td><td>unknown</td>" in page  # not `? CPUs; no GPU`
     assert "<td>versions</td><td>unknown</td>" in page
+
+
+def test_a_failed_sync_is_an_incident(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 3)
+    write_lines(folder / "sync.jsonl", [FAILED_SYNC])
+    page = build([folder])
+    assert "<td>syncs</td><td>none proven yet</td>" in page
+    assert "at step 5 failed: [gate sync] engine 1, worker of TP rank 0: OutOfMemoryError" in page
 
 
 def test_a_line_that_is_no_record_is_named_and_does_no_harm(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gptoss_rl.evaluation import EvaluationError, load_evaluation
 from gptoss_rl.flags import parse
 from gptoss_rl.run.launch import prepare
 from gptoss_rl.run.resume import MAY_CHANGE, lives
-from gptoss_rl.run.summary import summarise
+from gptoss_rl.run.summary import SummaryError, summarise
 
 FLAGS = {
     "pretrain": "models/x", "remote_rm_url": "reward_func_em.py", "advantage_estimator": "dr_grpo", "init_kl_coef": 0,
@@ -110,7 +110,7 @@ def test_a_run_that_was_resumed_as_another_has_no_before_and_after(tmp_path: Pat
     assert summarise(run)["n"] == 200
     assert load_evaluation(run / "eval.jsonl").decoding["reasoning_effort"] == "low"
     (run / "config.resume1.json").write_text(json.dumps({**config, "reasoning_effort": "high"}))
-    with pytest.raises(GateError, match="gate summary.*reasoning_effort low -> high"):
+    with pytest.raises(SummaryError, match="reasoning_effort low -> high"):
         summarise(run)
     with pytest.raises(EvaluationError, match="resumed with another decoding"):
         load_evaluation(run / "eval.jsonl")

@@ -65,3 +65,32 @@ def test_the_cosine_reaches_its_peak_and_its_floor() -> None:
     rates = learning_rates(arguments(), 1600)
     assert max(rates) == pytest.approx(5e-7)
     assert rates[-1] == pytest.approx(5e-8, rel=0.01)
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.03, 0.1])
+@pytest.mark.parametrize("name", sorted({s.value for s in SchedulerType} - NOT_FOR_A_FIXED_LENGTH))
+def test_no_optimizer_step_is_spent_at_rate_0(name: str, warmup_ratio: float) -> None:
+    # Most of transformers' warm-ups start at 0: a rollout batch is drawn and trained on, and the weights stay as they were.
+    rates = learning_rates(arguments(lr_scheduler=name, lr_warmup_ratio=warmup_ratio), 100)
+    assert min(rates) > 0
+
+
+def test_warm_up_counts_from_the_first_step() -> None:
+    rates = learning_rates(arguments(lr_warmup_ratio=0.04, actor_learning_rate=1.0), 100)
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_a_resumed_schedule_goes_on_where_it_was() -> None:
+    args, weight = arguments(lr_warmup_ratio=0.1), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=args.actor_learning_rate)
+    first, rates = build_scheduler(args, optimizer, 100), learning_rates(args, 100)
+    for _ in range(4):
+        optimizer.step()
+        first.step()
+    optimizer = torch.optim.SGD([weight], lr=args.actor_learning_rate)
+    second = build_scheduler(args, optimizer, 100)
+    second.load_state_dict(first.state_dict())
+    optimizer.step()
+    second.step()
+    assert second.get_last_lr() == [rates[5]]

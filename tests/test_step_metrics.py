@@ -58,7 +58,7 @@ def fill(metrics: StepMetrics) -> None:
     log_ratio = torch.tensor([[0.1, -0.1, 9.0], [0.3, 0.0, 0.0]])
     metrics.add_ratios(RatioStatistics.of(log_ratio, mask, advantages, 0.2, 0.2))
     metrics.add_micro_batch(torch.tensor(0.1), advantages, mask, torch.tensor([[1.0, 1.0, 7.0], [2.0, 2.0, 2.0]]))
-    metrics.add_gradient_norm(3.0)
+    metrics.add_optimizer_step(3.0, 1e-3)
 
 
 def test_statistics_of_a_step_leave_padding_out_and_start_afresh() -> None:
@@ -68,7 +68,7 @@ def test_statistics_of_a_step_leave_padding_out_and_start_afresh() -> None:
     assert reduced["ratio/log_ratio_max"] == pytest.approx(0.3)
     assert reduced["policy/entropy"] == pytest.approx(8 / 5)
     assert (reduced["advantage/mean"], reduced["advantage/std"]) == (0.0, 0.5)
-    assert reduced["optimizer/gradient_norm"] == 3.0
+    assert (reduced["optimizer/gradient_norm"], reduced["optimizer/learning_rate"]) == (3.0, 1e-3)
     fill(metrics)
     assert metrics.reduce() == reduced
 

@@ -1,22 +1,25 @@
 """How samples are dealt: nothing lost, nothing twice, ranks in step, little padding."""
 
 import types
+from dataclasses import replace
 
 import pytest
 import torch
 from planned import make_samples
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.training.mismatch import MismatchGuard, MismatchMeter
-from gptoss_rl.training.train_plan import deal, placeholder_of, plan_global_step
+from gptoss_rl.training.train_plan import PlanOptions, deal, placeholder_of, plan_global_step
+
+OPTIONS = PlanOptions(
+    group_size=4, train_batch_size=16, micro_batch_size=2, max_tokens=None, ranks=4, skip_zero_advantage=True,
+    sort_by_length=True, pad_token_id=0,
+)  # fmt: skip
 
 
-def plan(samples, advantages, **changes):
-    options = {
-        "group_size": 4, "train_batch_size": 16, "micro_batch_size": 2, "max_tokens": None, "ranks": 4,
-        "skip_zero_advantage": True, "sort_by_length": True, "pad_token_id": 0, "seed": 3,
-    }  # fmt: skip
-    return plan_global_step(samples, advantages, **{**options, **changes})
+def plan(samples, advantages, seed: int = 3, **changes):
+    return plan_global_step(samples, advantages, replace(OPTIONS, **changes), seed)
 
 
 def rows(plans) -> list[tuple[int, ...]]:
@@ -145,11 +148,11 @@ def test_samples_that_would_be_left_over_are_an_error() -> None:
 
 
 def test_the_guard_waits_for_several_steps_on_end() -> None:
-    guard = MismatchGuard(0.01, patience=3)
+    guard = MismatchGuard(ParityLimits(max_mismatch_kl=0.01, mismatch_patience=3))
     seen = [guard.must_stop(kl) for kl in (0.02, 0.02, 0.005, 0.02, float("nan"), 0.02)]
     assert seen == [False, False, False, False, False, True]
     assert "[gate mismatch] step 9: KL(sampler || trainer) = 0.02" in str(guard.error(9, 0.02))
-    off = MismatchGuard(0.0, patience=1)
+    off = MismatchGuard(ParityLimits(max_mismatch_kl=0.0, mismatch_patience=1))
     assert not any(off.must_stop(kl) for kl in (5.0, float("nan")))
 
 
@@ -163,7 +166,7 @@ def test_figures_of_the_mismatch_are_those_of_the_weights() -> None:
     assert figures["mismatch/weight_max"] == pytest.approx(3.0)
     assert figures["mismatch/truncated"] == 0.25
     with pytest.raises(GateError, match="before the step: not one token of trainer and sampler was compared"):
-        meter.check(0.2, 0.05, "before the step")  # starts the next step empty
+        meter.check(ParityLimits(), "before the step")  # starts the next step empty
 
 
 @pytest.mark.parametrize("seed", range(20))

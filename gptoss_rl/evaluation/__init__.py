@@ -1,8 +1,7 @@
 """Evaluations outside a run: one continuous batch through the engine that training uses, a record a problem, resumable.
 
-Records are those of the in-training evaluation (gptoss_rl.run.rollouts.sample_record): id, prompt, response, label, answer,
-reward, correct, tokens, finish_reason; several samples of a problem are several lines with `sample`. The denominator is
-fixed: a response that was cut off, has no answer or cannot be read counts as wrong, and is counted apart.
+Records are those of the in-training evaluation (gptoss_rl/records.py); several samples of a problem are several lines. The
+denominator is fixed: a response that was cut off, has no answer or cannot be read counts as wrong, and is counted apart.
 
 `prepare` finds everything that can be wrong without an engine, so that a command prepares all before it evaluates the first.
 """

@@ -12,6 +12,7 @@ from gptoss_rl.evaluation.sets import Decoding, EvaluationError, Problem
 from gptoss_rl.flags import EVALUATION_FLAGS
 from gptoss_rl.models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_rl.models.folder import base_fingerprint, file_digest, weights_digest
+from gptoss_rl.records import by_problem, by_step, drawn_twice, shares
 from gptoss_rl.run_files import read_json, read_json_lines
 from gptoss_rl.stats import Score, pass_at_every_k, score, tier_of
 from gptoss_rl.versions import stack_versions
@@ -90,30 +91,24 @@ def load_evaluation(path: Path, step: int | None = None) -> Evaluation:
     every = list(read_json_lines(path))
     if not all(isinstance(row, dict) and "id" in row and "correct" in row for row in every):
         raise EvaluationError(f"{path}: rows have no id or no correct")
-    steps = {row["step"] for row in every if "step" in row}
-    if steps:
-        step = max(steps) if step is None else step
-    rows = [row for row in every if row.get("step") == step]
+    steps = by_step(every)
+    if step is None and steps:
+        step = list(steps)[-1]
+    rows = steps.get(step, [])
     if not rows:
         raise EvaluationError(f"{path} holds no evaluation{'' if step is None else f' of step {step}'}")
-    samples: dict[str, list[bool]] = {}
-    for row in rows:
-        samples.setdefault(row["id"], []).append(bool(row["correct"]))
     decoding, header = decoding_of(path), read_json(header_path(path))
-    most = max(len({row["id"] for row in every if row.get("step") == one}) for one in steps or {None})
+    most = max(len(by_problem(found)) for found in steps.values())
     _check_whole(path, rows, header.get("n", most), decoding)
-    shares = {key: sum(right) / len(right) for key, right in samples.items()}
-    return Evaluation(path, shares, rows, decoding, step, header.get("problems"))
+    return Evaluation(path, shares(rows), rows, decoding, step, header.get("problems"))
 
 
 def _check_whole(path: Path, rows: list[dict[str, Any]], problems: int, decoding: dict[str, Any] | None) -> None:
     """Raises EvaluationError unless every response of every problem stands there once."""
-    counts = Counter(row["id"] for row in rows)
+    counts = {key: len(found) for key, found in by_problem(rows).items()}
     samples = decoding["n_samples"] if decoding else max(counts.values())
-    drawn = Counter((row["id"], row["sample"]) for row in rows if "sample" in row)
-    twice = [key for (key, _), count in drawn.items() if count > 1]
-    if twice:
-        raise EvaluationError(f"{path}: {len(twice)} responses stand there twice, first one to problem {twice[0]}")
+    if twice := drawn_twice(rows):
+        raise EvaluationError(f"{path}: {len(twice)} responses stand there twice, first one to problem {twice[0][0]}")
     lacking = problems * samples - len(rows)
     if lacking > 0:
         raise EvaluationError(f"{path} lacks {lacking} of {problems * samples} responses: the evaluation is not finished")

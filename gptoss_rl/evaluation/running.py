@@ -1,7 +1,6 @@
 """An evaluation from its preparation to the last record."""
 
 import fcntl
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ import ray
 from ray.exceptions import RayError
 from tqdm import tqdm
 
-import reward_func_em
 from gptoss_rl.data.files import check_writable
 from gptoss_rl.evaluation.records import check_header, header_path, identity
 from gptoss_rl.evaluation.serving import PROMPT_MAX, AdapterFiles, Served, load_tokenizer, start
 from gptoss_rl.evaluation.sets import Decoding, EvaluationError, Problem
 from gptoss_rl.prompts import render_prompt
+from gptoss_rl.records import Record, drawn_twice, make_record
 from gptoss_rl.run_files import JsonLines, read_json_lines, write_json_atomically
 
 COLLECT_SECONDS = 0.25  # how often finished responses are written: what a kill can cost
@@ -101,13 +100,13 @@ def evaluate(job: Job) -> None:
         if job.anew:
             job.records.write_bytes(b"")
         check_header(job.records, job.header)  # once more: another command may have begun meanwhile
-        done = Counter((row["id"], row["sample"]) for row in read_json_lines(job.records))
-        twice = [key for key, count in done.items() if count > 1]
-        if twice:
+        rows = list(read_json_lines(job.records))
+        if twice := drawn_twice(rows):
             raise EvaluationError(
                 f"{job.records} holds {len(twice)} responses twice, first one to problem {twice[0][0]}: it was "
                 "written by two commands, or edited; move it away and evaluate again"
             )
+        done = {(row["id"], row["sample"]) for row in rows}
         todo = {f"{p.id}/{k}": p for p in job.problems for k in range(job.decoding.n_samples) if (p.id, k) not in done}
         if todo:
             try:
@@ -142,23 +141,10 @@ def generate(job: Job, engine: Any, todo: dict[str, Problem]) -> None:
         file.file.close()
 
 
-def record(problem: Problem, sample: int, prompt: str, result: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """One line: what was said and what became of it; without a verdict when the label is no integer, which others grade."""
+def record(problem: Problem, sample: int, prompt: str, result: dict[str, Any], tokenizer: Any) -> Record:
+    """One line."""
     response = tokenizer.decode(result["token_ids"], skip_special_tokens=False)
-    gradable = reward_func_em.LABEL.fullmatch(problem.label) is not None
-    graded = reward_func_em.grade(response, problem.label if gradable else 0)
-    cut_off = result["finish_reason"] == "length"
-    verdict = {"reward": float(graded.correct), "correct": graded.correct and not cut_off} if gradable else {}
-    return {
-        "id": problem.id,
-        "sample": sample,
-        "prompt": prompt,
-        "response": response,
-        "label": problem.label,
-        "answer": graded.answer,
-        "value": None if graded.value is None else str(graded.value),
-        "final_channel": graded.final_channel,
-        **verdict,
-        "tokens": len(result["token_ids"]),
-        "finish_reason": result["finish_reason"],
-    }
+    made = make_record(
+        problem.id, prompt, response, problem.label, tokens=len(result["token_ids"]), finish_reason=result["finish_reason"]
+    )
+    return {"sample": sample, **made}

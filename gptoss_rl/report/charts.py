@@ -6,8 +6,8 @@ from typing import Any
 
 import altair as alt
 
-from gptoss_rl.metrics import METRICS
-from gptoss_rl.watch.run_view import PHASES, RunView
+from gptoss_rl.metrics import METRICS, PHASES
+from gptoss_rl.watch.run_view import RunView
 
 CURVES = (
     ("reward/mean", "Reward"),

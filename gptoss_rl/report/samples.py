@@ -1,13 +1,12 @@
 """The same held-out problems before and after training, with the answer in sight."""
 
 import html
-from typing import Any
 
+from gptoss_rl.records import Record, by_problem, by_step, shares
 from gptoss_rl.watch.run_view import RunView, problem_text
 
 SAMPLES_SHOWN = 6
 EXCERPT = 400  # characters of a response around its answer; the rest is folded away
-Record = dict[str, Any]
 
 
 def samples_section(name: str, view: RunView) -> str:
@@ -15,13 +14,13 @@ def samples_section(name: str, view: RunView) -> str:
     records = view.evaluation_records()
     if not records:
         return ""
-    first, last = min(r["step"] for r in records), max(r["step"] for r in records)
-    before = {r["id"]: r for r in records if r["step"] == first}
-    after = {r["id"]: r for r in records if r["step"] == last}
+    steps = by_step(records)
+    first, last = min(steps), max(steps)
+    before, after = (by_problem(steps[step]) for step in (first, last))
     shared = [i for i in before if i in after]
-    changed = [i for i in shared if before[i]["correct"] != after[i]["correct"]]
+    changed = [i for i in shared if shares(before[i]) != shares(after[i])]
     chosen = (changed + [i for i in shared if i not in set(changed)])[:SAMPLES_SHOWN]
-    pairs = "".join(pair([before[i]] if first == last else [before[i], after[i]]) for i in chosen)
+    pairs = "".join(pair([before[i][-1]] if first == last else [before[i][-1], after[i][-1]]) for i in chosen)
     when = f"at step {first}" if first == last else f"at step {first} and step {last}"
     return f"<h2>Held-out problems of {html.escape(name)} {when}</h2>{pairs}"
 

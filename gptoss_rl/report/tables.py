@@ -5,7 +5,7 @@ from typing import Any
 
 from gptoss_rl.flags import EVALUATION_FLAGS
 from gptoss_rl.metrics import METRICS, STAMPS
-from gptoss_rl.run_files import shares_by_step
+from gptoss_rl.records import shares_by_step
 from gptoss_rl.stats import paired, score, tier_label, tier_of
 from gptoss_rl.watch.alerts import alerts
 from gptoss_rl.watch.run_view import RunView, counted
@@ -37,7 +37,7 @@ def evaluation_table(runs: dict[str, RunView]) -> str:
     for name, view in runs.items():
         results = shares_by_step(view.evaluation_records())
         first = min(results, default=0)
-        for step in sorted(results):
+        for step in results:
             before, words = (None, "") if step == first else (results[first], f" against step {first}")
             rows.append([name, f"step {step}{words}", *compared(before, results[step], view.config().get("eval_dataset"))])
         if results:
@@ -83,7 +83,8 @@ def compared(before: Shares | None, after: Shares, set_name: str | None, apart: 
 def run_facts(name: str, view: RunView) -> str:
     """State, gates, incidents, environment and command of one run."""
     state = view.state()
-    incidents = [*alerts(view.steps, state, view.config()), *view.resumptions(), *view.strange_lines(), *view.messages(10)]
+    wrong = alerts(view.steps, state, view.config(), view.failed_sync())
+    incidents = [*wrong, *view.resumptions(), *view.strange_lines(), *view.messages(10)]
     environment = view.read_json("environment.json")
     versions = ", ".join(f"{package} {version}" for package, version in environment.get("versions", {}).items())
     facts = [
@@ -128,7 +129,7 @@ def canary_words(canary: dict[str, Any]) -> str:
 
 def sync_words(syncs: list[dict[str, Any]]) -> str:
     if not syncs:
-        return "none yet"
+        return "none proven yet"
     last = syncs[-1]
     return (
         f"{len(syncs)} proven; the last, policy version {last['policy_version']}, by {counted(last['workers'], 'worker')} of "

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.training.parity import check_parity, difference_statistics
 
 SEED = 20_250_801
@@ -30,7 +31,7 @@ MAX_RESTORE_ERROR = 0.05  # nats, mean; the restored adapter is the same bits, o
 MAX_SEQUENCE = 512  # tokens scored per prompt: enough, and affordable at 20B
 
 
-def run_canary(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
+def run_canary(trainer: Any, args: argparse.Namespace, limits: ParityLimits) -> dict[str, float]:
     """Run the canary and the first parity check; returns its figures.
 
     Raises:
@@ -40,8 +41,8 @@ def run_canary(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
     response = response_positions(sequences, starts)
     trainer_before, sampler_before = score_with_trainer(trainer, sequences), score_with_engines(trainer, sequences)
     parity = start_parity(trainer_before - sampler_before, response, scored_positions(sequences))
-    check_parity(parity, args.parity_max_abs_diff, args.parity_max_kl, "before step 1")
-    check_prompt_parity(parity["prompt_abs_diff_mean"], args.parity_max_prompt_abs_diff)
+    check_parity(parity, limits.parity_max_abs_diff, limits.parity_max_kl, "before step 1")
+    check_prompt_parity(parity["prompt_abs_diff_mean"], limits.parity_max_prompt_abs_diff)
 
     std, trainer_shift = perturb_until_visible(trainer, sequences, response, trainer_before)
     trainer.broadcast_to_vllm()

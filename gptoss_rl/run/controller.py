@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
+from ray.exceptions import RayError
 
-from gptoss_rl.metrics import check_registered, rename_upstream
+from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
+from gptoss_rl.metrics import PHASES, check_registered, rename_upstream
 from gptoss_rl.run.canary import run_canary
 from gptoss_rl.run.planned_step import train_planned
 from gptoss_rl.run.rollouts import (
@@ -36,7 +40,8 @@ class RunController:
         self.pending: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
         self.last_evaluated: int | None = None
-        self.guard = MismatchGuard(args.max_mismatch_kl, args.mismatch_patience)
+        self.limits = ParityLimits.of(vars(args))
+        self.guard = MismatchGuard(self.limits)
         self.must_stop, self.last_kl = False, 0.0
         self.clock = time.perf_counter()
 
@@ -47,7 +52,8 @@ class RunController:
             self._take_up(trainer, global_step)
         trainer.broadcast_to_vllm()
         if self.args.canary_prompts > 0:
-            write_json_atomically(self.folder / "canary.json", {"step": global_step, **run_canary(trainer, self.args)})
+            figures = run_canary(trainer, self.args, self.limits)
+            write_json_atomically(self.folder / "canary.json", {"step": global_step, **figures})
         self.clock = time.perf_counter()
         self.pending = {}
 
@@ -74,11 +80,26 @@ class RunController:
         self.pending[key] = self.pending.get(key, 0.0) + now - self.clock
         self.clock = now
 
-    def record_sync(self, record: dict[str, Any]) -> None:
+    def sync_policy(self, policy: Any) -> None:
+        """Have the policy brought to every engine; the sync's line is in sync.jsonl before any error is raised.
+
+        Args:
+            policy: OpenRLHF's `RayActorGroup` of the trainer's ranks.
+        """
+        try:
+            record = ray.get(policy.async_run_method(method_name="broadcast_to_vllm"))[0]
+        except (GateError, RayError) as error:  # Ray's own when a part died: what the engines said is then not known
+            unknown = {"policy_version": None, "mode": self.args.vllm_lora_sync, "modules": 0, "engines": 0, "workers": 0}
+            known = getattr(error, "record", {"error": str(getattr(error, "cause", None) or error)})
+            self._write_sync({**unknown, **known})
+            raise
         self.policy_version = record["policy_version"]
         self.pending["sync/seconds"] = record["seconds"]["total"]
         if record["dead_zone_share"] is not None:
             self.pending["sync/dead_zone_share"] = record["dead_zone_share"]
+        self._write_sync(record)
+
+    def _write_sync(self, record: dict[str, Any]) -> None:
         self.files["sync"].write({"step": self.step, "time": time.time(), **record})
 
     def check_rollout(self, samples: list[Any], tokenizer: Any, rejected: Sequence[Any] = ()) -> None:
@@ -100,7 +121,7 @@ class RunController:
     def check_experience(self, experiences: list[Any]) -> None:
         """Compare the trainer's old logprobs with the sampler's on the very tokens to be trained on."""
         statistics = parity_statistics(experiences)
-        check_parity(statistics, self.args.parity_max_abs_diff, self.args.parity_max_kl, f"step {self.step}")
+        check_parity(statistics, self.limits.parity_max_abs_diff, self.limits.parity_max_kl, f"step {self.step}")
         self.pending |= statistics
         self.lap("experience")
 
@@ -117,8 +138,7 @@ class RunController:
     def finish_step(self, global_step: int, status: dict[str, Any]) -> dict[str, float]:
         """Write the step's line and samples; returns the metrics under their registered names."""
         metrics = {**rename_upstream(status), **self.pending}
-        phases = ("generate", "experience", "train", "sync")
-        metrics["time/step"] = sum(metrics.get(f"time/{phase}", 0.0) for phase in phases)
+        metrics["time/step"] = sum(metrics.get(f"time/{phase}", 0.0) for phase in PHASES)
         for phase in ("checkpoint", "evaluate"):
             metrics.setdefault(f"time/{phase}", 0.0)
         check_registered(metrics)
@@ -136,24 +156,29 @@ class RunController:
             raise self.guard.error(global_step, self.last_kl)
 
     @torch.no_grad()
-    def evaluate(self, trainer: Any, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
+    def evaluate(self, trainer: Any, global_step: int) -> None:
         """Evaluate the policy that the engines now serve, and keep every problem's record in eval.jsonl.
 
-        Returns:
-            `eval_pass1`, `eval_problems` and, with several samples, `eval_pass<k>` for upstream's loggers, from what
-            eval.jsonl calls correct: a response that was cut off is wrong.
+        Upstream's loggers get `eval_pass1`, `eval_problems` and, with several samples, `eval_pass<k>`, from what eval.jsonl
+        calls correct: a response that was cut off is wrong.
         """
+        if trainer.eval_dataloader is None:
+            return
         self.clock = time.perf_counter()
-        group = generate_kwargs["n_samples_per_prompt"]
-        samples = trainer.samples_generator.generate_eval_samples(**generate_kwargs)
+        group = self.args.eval_n_samples_per_prompt
+        own = {"temperature": self.args.eval_temperature, "n_samples_per_prompt": group}
+        samples = trainer.samples_generator.generate_eval_samples(**trainer.generate_kwargs | own)
         check_policy_version(samples, self.policy_version)
         records = [sample_record(sample, trainer.tokenizer, global_step) for sample in samples]
         for record in records:  # all were decoded and graded by now, so that a kill hardly finds the file half written
-            self.files["eval"].write({**record, "temperature": generate_kwargs["temperature"]})
+            self.files["eval"].write({**record, "temperature": self.args.eval_temperature})
         correct_P_K = torch.tensor([float(record["correct"]) for record in records]).reshape(-1, group)
         logs = {"eval_pass1": correct_P_K.mean().item(), "eval_problems": float(len(correct_P_K))}
         if group > 1:
             logs[f"eval_pass{group}"] = correct_P_K.max(dim=1).values.mean().item()
+        for tracker in (trainer.wandb_logger, trainer.tensorboard_logger):
+            if tracker is not None:
+                tracker.log_eval(global_step, logs)
+        print(f"evaluation at step {global_step}: {logs}")
         self.last_evaluated = global_step
         self.lap("evaluate")
-        return logs

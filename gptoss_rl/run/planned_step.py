@@ -6,7 +6,7 @@ import ray
 
 from gptoss_rl.run.rollouts import sample_rewards
 from gptoss_rl.training.step_metrics import advantage_statistics
-from gptoss_rl.training.train_plan import group_advantages, plan_global_step
+from gptoss_rl.training.train_plan import PlanOptions, group_advantages, plan_global_step
 
 
 def train_planned(trainer: Any, samples: list[Any], step: int) -> dict[str, float]:
@@ -23,19 +23,8 @@ def train_planned(trainer: Any, samples: list[Any], step: int) -> dict[str, floa
     args = trainer.args
     actors = trainer.actor_model_group._actor_handlers
     advantages = group_advantages(sample_rewards(samples), args.n_samples_per_prompt)
-    plans, size = plan_global_step(
-        samples,
-        advantages,
-        group_size=args.n_samples_per_prompt,
-        train_batch_size=args.train_batch_size,
-        micro_batch_size=args.micro_train_batch_size,
-        max_tokens=args.micro_batch_max_tokens,
-        ranks=len(actors),
-        skip_zero_advantage=args.zero_variance != "keep",
-        sort_by_length=args.micro_batch_order == "length",
-        pad_token_id=trainer.tokenizer.pad_token_id,
-        seed=args.seed + step,
-    )
+    options = PlanOptions.of(args, len(actors), trainer.tokenizer.pad_token_id)
+    plans, size = plan_global_step(samples, advantages, options, args.seed + step)
     figures = ray.get([actor.train_plan.remote(plan) for actor, plan in zip(actors, plans, strict=True)])[0]
     return {
         **figures,

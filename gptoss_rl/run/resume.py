@@ -3,11 +3,13 @@
 import argparse
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from gptoss_rl.data.files import sha256
 from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.prompts import prompt_fingerprint
 from gptoss_rl.run.directory import is_failed_start
 from gptoss_rl.run_files import read_json
@@ -21,8 +23,7 @@ MAY_CHANGE = frozenset({
     # trackers
     "use_wandb", "wandb_org", "wandb_group", "wandb_project", "wandb_run_name", "use_tensorboard", "perf",
     # limits of gates
-    "parity_max_abs_diff", "parity_max_kl", "parity_max_prompt_abs_diff", "max_mismatch_kl", "mismatch_patience",
-    "canary_prompts", "vllm_sync_timeout", "reward_timeout",
+    *(limit.name for limit in fields(ParityLimits)), "canary_prompts", "vllm_sync_timeout", "reward_timeout",
     # memory, and where the engines run
     "micro_rollout_batch_size", "micro_batch_max_tokens", "logprob_chunk_rows", "gradient_checkpointing",
     "gradient_checkpointing_use_reentrant", "num_devices", "vllm_num_engines", "vllm_tensor_parallel_size",

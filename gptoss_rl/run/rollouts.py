@@ -7,6 +7,7 @@ import torch
 
 from gptoss_rl.errors import GateError
 from gptoss_rl.prompts import problem_id, problem_of
+from gptoss_rl.records import Record, make_record
 
 
 def check_policy_version(samples: list[Any], expected: int) -> None:
@@ -84,28 +85,18 @@ def rollout_statistics(samples: list[Any], group_size: int) -> dict[str, float]:
     }
 
 
-def sample_record(sample: Any, tokenizer: Any, step: int) -> dict[str, Any]:
+def sample_record(sample: Any, tokenizer: Any, step: int) -> Record:
     """One sample as a line of samples.jsonl or eval.jsonl."""
-    import reward_func_em
-
     first = int(sample.action_mask[0].nonzero()[0]) + 1
-    tokens = sample.sequences[0, first : first + int(sample.info["response_length"])]
-    response = tokenizer.decode(tokens, skip_special_tokens=False)
+    length = int(sample.info["response_length"])
     problem = problem_of(sample.prompts[0])
-    graded, cut_off = reward_func_em.grade(response, sample.labels[0]), bool(sample.info["truncated"])
-    return {
-        "step": step,
-        "id": problem_id(sample.prompts[0] if problem is None else problem),
-        "prompt": sample.prompts[0],
-        "response": response,
-        "label": sample.labels[0],
-        "answer": graded.answer,
-        "value": None if graded.value is None else str(graded.value),
-        "final_channel": graded.final_channel,
-        "reward": float(sample.rewards[0]),
-        # The reward is what training saw; as an evaluation, a response that was cut off is wrong.
-        "correct": bool(sample.rewards[0] > 0) and not cut_off,
-        "tokens": int(sample.info["response_length"]),
-        "finish_reason": "length" if cut_off else "stop",
-        "policy_version": int(sample.info["policy_version"]),
-    }
+    record = make_record(
+        problem_id(sample.prompts[0] if problem is None else problem),
+        sample.prompts[0],
+        tokenizer.decode(sample.sequences[0, first : first + length], skip_special_tokens=False),
+        sample.labels[0],
+        tokens=length,
+        finish_reason="length" if sample.info["truncated"] else "stop",
+        reward=float(sample.rewards[0]),
+    )
+    return {"step": step, **record, "policy_version": int(sample.info["policy_version"])}

@@ -10,26 +10,29 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gptoss_rl.errors import GateError
+from gptoss_rl.metrics import PHASES
+from gptoss_rl.records import shares_by_step
 from gptoss_rl.run.resume import changes, lives
-from gptoss_rl.run_files import read_json_lines, shares_by_step, write_json_atomically
+from gptoss_rl.run_files import read_json_lines, write_json_atomically
 from gptoss_rl.stats import StatsError, paired, tier_label, tier_of
 
-PHASES = ("generate", "experience", "train", "sync")
+
+class SummaryError(ValueError):
+    """A run whose ends cannot be compared."""
 
 
 def summarise(folder: Path) -> dict[str, Any]:
     """Figures of a finished run.
 
     Raises:
-        GateError: the run has no finished step, or was resumed as another run.
+        SummaryError: the run has no finished step, or was resumed as another run.
         StatsError: its evaluations did not see the same problems.
     """
     steps = list(read_json_lines(folder / "metrics.jsonl"))
     if not steps:
-        raise GateError("summary", f"{folder}/metrics.jsonl holds no finished step")
+        raise SummaryError(f"{folder}/metrics.jsonl holds no finished step")
     check_lives(folder)
-    syncs = [r["seconds"]["total"] for r in read_json_lines(folder / "sync.jsonl") if r["step"] > 0]
+    syncs = [r["seconds"]["total"] for r in read_json_lines(folder / "sync.jsonl") if r["step"] > 0 and "error" not in r]
     summary: dict[str, Any] = {
         "run_dir": str(folder),
         "global_steps": steps[-1]["step"],
@@ -71,11 +74,11 @@ def eval_set(folder: Path) -> str | None:
 
 
 def check_lives(folder: Path) -> None:
-    """Raises GateError when the run was resumed with something else, past the launcher: it has no before and after then."""
+    """Raises SummaryError when the run was resumed with something else, past the launcher: it has no before and after then."""
     recorded = lives(folder)
     changed = [change for pair in pairwise(recorded) for change in changes(*pair)]
     if changed:
-        raise GateError("summary", f"{folder} was resumed as another run ({'; '.join(changed)}); its ends cannot be compared")
+        raise SummaryError(f"{folder} was resumed as another run ({'; '.join(changed)}); its ends cannot be compared")
 
 
 def closing_table(summary: dict[str, Any]) -> str:
@@ -126,7 +129,7 @@ def main() -> None:
     folder = parser.parse_args().run_dir
     try:
         summary = summarise(folder)
-    except (GateError, StatsError) as error:
+    except (SummaryError, StatsError) as error:
         sys.exit(str(error))
     write_json_atomically(folder / "summary.json", summary)
     print(closing_table(summary))

@@ -348,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     mode.add_argument("--dry-run", action="store_true", help="build and compile, say what would change")
     mode.add_argument("--report", metavar="PATH_OR_VERSION", help="how each hunk fares on another folder, wheel or version")
     mode.add_argument("--table", action="store_true", help="print the table of patches (Markdown)")
-    mode.add_argument("--write-table", action="store_true", help="write it into patches/README.md and README.md")
+    mode.add_argument("--write-table", action="store_true", help="write it into patches/README.md")
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)  # another site-packages
     args = parser.parse_args(argv)
     try:

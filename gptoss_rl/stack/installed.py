@@ -162,6 +162,8 @@ def _refuse_editable(name: str, site: Path, infos: list[Path]) -> None:
 
 
 def _read_record(path: Path, package: str) -> Digests:
+    # Not by importlib.metadata, which from Python 3.12 on leaves out files that are not there: one that was deleted would
+    # not be missed.
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     except FileNotFoundError as error:

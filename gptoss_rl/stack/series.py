@@ -24,7 +24,7 @@ from gptoss_rl.stack.unified_diff import Patch, PatchStackError, Tree, apply_pat
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATCHES = ROOT / "patches"
-TABLE_FILES = (PATCHES / "README.md", ROOT / "README.md")
+TABLE_FILES = (PATCHES / "README.md",)
 TABLE_BEGIN = "<!-- patch-table:begin -->"
 TABLE_END = "<!-- patch-table:end -->"
 REASONS = ("fix", "feature", "environment")

@@ -29,6 +29,7 @@ from gptoss_rl.sync.lora_payload import (
 
 # Relative difference of two float32 norms of the same r-rank product, computed by different routes.
 NORM_TOLERANCE = 1e-3
+Matrices = dict[tuple[str, str], torch.Tensor]  # (module path, "A" | "B") -> matrix
 # Upstream starts every engine in bfloat16 (vllm_engine.py), so the adapter is rounded to it before it is sent;
 # what the digests prove is that the engines hold these rounded values.
 ENGINE_DTYPE = torch.bfloat16
@@ -62,7 +63,7 @@ def lora_scaling(model: torch.nn.Module) -> float:
     return factors.pop()
 
 
-def check_finite_lora(matrices: dict[tuple[str, str], torch.Tensor]) -> None:
+def check_finite_lora(matrices: Matrices) -> None:
     """Raises GateError naming the first LoRA matrix that is not finite: it must never reach a sampler."""
     for (module, matrix), tensor in matrices.items():
         if not torch.isfinite(tensor).all():
@@ -71,6 +72,24 @@ def check_finite_lora(matrices: dict[tuple[str, str], torch.Tensor]) -> None:
                 f"lora_{matrix} of {module} holds NaN or infinity before the sync; the engines keep the last "
                 "good policy. Likely causes: a NaN reward or advantage, or a learning rate that diverged.",
             )
+
+
+def counts(replies: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Who answered."""
+    return {"engines": len(replies), "workers": sum(len(reply["answers"]) for reply in replies)}
+
+
+class Stopwatch:
+    """How long the parts of a sync took, and all of them in `total`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds |= {part: now - self._last, "total": now - self._start}
+        self._last = now
 
 
 class LoraSync:
@@ -87,7 +106,7 @@ class LoraSync:
         self.scaling = lora_scaling(model)
         self.layout = HeadLayout(config.head_dim, config.num_attention_heads, config.num_key_value_heads)
 
-    def gather(self) -> dict[tuple[str, str], torch.Tensor]:
+    def gather(self) -> Matrices:
         """All LoRA matrices, on the CPU of rank 0; an empty dict elsewhere. Collective."""
         parameters = list(self.parameters.values())
         partitioned = any(hasattr(p, "ds_id") for p in parameters)
@@ -101,44 +120,52 @@ class LoraSync:
 
         Raises:
             GateError: a LoRA matrix is not finite.
-            SyncError: an engine did not answer, or a worker's answer is not the expected one.
+            SyncError: an engine did not answer, or a worker's answer is not the expected one. Its `record` holds what is
+                known of the sync: the answers, how long each part took, and the verdict.
         """
-        start = time.perf_counter()
+        watch = Stopwatch()
         matrices = self.gather()
         self.version += 1
         if not matrices:
             return None
-        gathered = time.perf_counter()
+        watch.lap("gather")
         check_finite_lora(matrices)
         rank = next(t.shape[0] for (_, matrix), t in matrices.items() if matrix == "A")
         manifest, buffer = pack(matrices, version=self.version, rank=rank, scaling=self.scaling)
-        packed = time.perf_counter()
-        payload = ray.put(buffer.numpy())
-        put = time.perf_counter()
-        replies = self.deliver(manifest, payload)
-        delivered = time.perf_counter()
-        self.judge(manifest, matrices, replies)
-        judged = time.perf_counter()
-        workers = [answer for reply in replies for answer in reply["answers"]]
-        return {
+        watch.lap("pack")
+        record: dict[str, Any] = {
             "policy_version": self.version,
             "mode": self.mode,
             "sha256": manifest.sha256,
             "nbytes": manifest.nbytes,
             "modules": len(manifest.modules()),
-            "engines": len(replies),
-            "workers": len(workers),
-            "seconds": {
-                "gather": gathered - start,
-                "pack": packed - gathered,
-                "put": put - packed,
-                "deliver": delivered - put,
-                "worker_apply": max(w["seconds"]["apply"] for w in workers),
-                "judge": judged - delivered,
-                "total": judged - start,
-            },
-            "dead_zone_share": self.dead_zone_share(workers),
         }
+        try:
+            replies = self._prove(manifest, matrices, buffer, watch)
+        except SyncError as error:
+            answered = error.record["replies"]
+            error.record = {**record, **counts(answered), "seconds": watch.seconds, "error": str(error), "replies": answered}
+            raise
+        workers = [answer for reply in replies for answer in reply["answers"]]
+        seconds = {**watch.seconds, "worker_apply": max(w["seconds"]["apply"] for w in workers)}
+        return {**record, **counts(replies), "seconds": seconds, "dead_zone_share": self.dead_zone_share(workers)}
+
+    def _prove(self, manifest: Manifest, matrices: Matrices, buffer: torch.Tensor, watch: "Stopwatch") -> list[dict[str, Any]]:
+        """Deliver and judge. A SyncError carries the replies that there were."""
+        payload = ray.put(buffer.numpy())
+        watch.lap("put")
+        try:
+            replies = self.deliver(manifest, payload)
+        finally:
+            watch.lap("deliver")
+        try:
+            self.judge(manifest, matrices, replies)
+        except SyncError as error:
+            error.record = {"replies": replies}
+            raise
+        finally:
+            watch.lap("judge")
+        return replies
 
     def deliver(self, manifest: Manifest, payload: ray.ObjectRef) -> list[dict[str, Any]]:
         """One call an engine; Ray hands the same shared-memory buffer to each."""
@@ -148,11 +175,12 @@ class LoraSync:
             silent = ", ".join(str(i) for i, ref in enumerate(refs) if ref in late)
             raise SyncError(
                 f"engine {silent} did not answer within {self.timeout:g} s for policy version {manifest.version} "
-                f"({len(done)} of {len(refs)} engines did). Look for its traceback above, or raise --vllm_sync_timeout."
+                f"({len(done)} of {len(refs)} engines did). Look for its traceback above, or raise --vllm_sync_timeout.",
+                replies=ray.get(done),
             )
         return ray.get(refs)
 
-    def judge(self, manifest: Manifest, matrices: dict[tuple[str, str], torch.Tensor], replies: list[dict[str, Any]]) -> None:
+    def judge(self, manifest: Manifest, matrices: Matrices, replies: list[dict[str, Any]]) -> None:
         """Raises SyncError unless every worker of every engine serves exactly what was sent.
 
         What each worker must hold is computed here from `matrices` and the model's own scaling, not from

@@ -8,10 +8,9 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from gptoss_rl.sync.lora_sync import LoraSync
-from gptoss_rl.training.actor_step import PlannedTraining
+from gptoss_rl.training.actor_step import PlannedTraining, TrainOptions
 from gptoss_rl.training.checkpoints import fingerprint_of_base
 from gptoss_rl.training.policy import restore_rotary_frequencies
-from gptoss_rl.training.policy_loss import is_on_policy, loss_options
 from gptoss_rl.training.train_plan import RankPlan
 
 
@@ -33,16 +32,12 @@ class PolicyActor:
 
     def train_plan(self, plan: RankPlan) -> dict[str, float]:
         """Train one global step by plan. Collective; figures of the step, equal on every rank."""
-        args, trainer = self.strategy.args, self.trainer
+        trainer = self.trainer
         training = PlannedTraining(
             self.actor,
             lambda: self.strategy.optimizer_step(trainer.actor_optim, self.actor, trainer.actor_scheduler, name="actor"),
-            loss_options(args),
+            TrainOptions.of(self.strategy.args),
             get_accelerator().current_device_name(),
-            old_logprobs="current" if is_on_policy(args) and args.old_logprobs == "recompute" else args.old_logprobs,
-            entropy_coef=args.entropy_loss_coef or 0.0,
-            max_abs_diff=args.parity_max_abs_diff,
-            max_kl=args.parity_max_kl,
         )
         figures = training.run(plan)
         get_accelerator().empty_cache()

@@ -1,18 +1,21 @@
 """One global step on one actor rank, by plan: old and base logprobs where they are needed, then the optimizer steps."""
 
+import argparse
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.training.mismatch import MismatchMeter
 from gptoss_rl.training.parity import token_positions
 from gptoss_rl.training.policy import check_learning, checked_gradient_norm, enter_inference_mode
-from gptoss_rl.training.policy_loss import LossOptions, constant_loss
+from gptoss_rl.training.policy_loss import LossOptions, constant_loss, is_on_policy, loss_options
 from gptoss_rl.training.step_metrics import StepMetrics
 from gptoss_rl.training.train_plan import MicroBatch, RankPlan
 
@@ -39,23 +42,38 @@ def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run trains a plan; the same in every step."""
+
+    loss: LossOptions
+    limits: ParityLimits
+    old_logprobs: str = "current"  # the step is exactly on-policy; or `recompute`, `rollout`, see `flags`
+    entropy_coef: float = 0.0  # weight of the entropy bonus, 0 is off
+
+    @staticmethod
+    def of(args: argparse.Namespace) -> "TrainOptions":
+        """What the launch flags ask for."""
+        on_policy = is_on_policy(args) and args.old_logprobs == "recompute"
+        return TrainOptions(
+            loss=loss_options(args),
+            limits=ParityLimits.of(vars(args)),
+            old_logprobs="current" if on_policy else args.old_logprobs,
+            entropy_coef=args.entropy_loss_coef or 0.0,
+        )
+
+
 class PlannedTraining:
     """Trains one rank's `RankPlan`. Lives in the policy actor; every rank runs it at the same time."""
 
-    def __init__(self, actor: Any, optimizer_step: Any, options: LossOptions, device: Any, *, old_logprobs: str,
-                 entropy_coef: float, max_abs_diff: float, max_kl: float):  # fmt: skip
+    def __init__(self, actor: Any, optimizer_step: Callable[[], Any], options: TrainOptions, device: Any):
         """
         Args:
             actor: OpenRLHF's `Actor` around a DeepSpeed engine.
             optimizer_step: called at the end of each optimizer step; steps optimizer and schedule.
-            old_logprobs: `current` (the step is exactly on-policy), `recompute` or `rollout`; see `flags`.
-            entropy_coef: weight of the entropy bonus, 0 is off.
-            max_abs_diff, max_kl: parity thresholds, 0 is off.
         """
         self.actor, self.engine, self.optimizer_step = actor, actor.model, optimizer_step
-        self.options, self.device, self.old_logprobs = options, device, old_logprobs
-        self.entropy_coef = entropy_coef
-        self.limits = (max_abs_diff, max_kl)
+        self.options, self.device = options, device
         self.metrics = StepMetrics()
         self.mismatch = MismatchMeter()
 
@@ -68,19 +86,19 @@ class PlannedTraining:
         """
         start = time.perf_counter()
         old = [None] * len(plan.micro_batches())
-        if self.old_logprobs == "recompute":
+        if self.options.old_logprobs == "recompute":
             old = self._score(plan.micro_batches())
             for batch, log_probs in zip(plan.micro_batches(), old, strict=True):
                 self._observe(batch, log_probs)
-            self.mismatch.check(*self.limits, "before the optimizer step")
+            self.mismatch.check(self.options.limits, "before the optimizer step")
         base = [None] * len(old)
-        if self.options.kl_coef > 0:
+        if self.options.loss.kl_coef > 0:
             with adapter_disabled(self.engine.module):
                 base = self._score(plan.micro_batches())
         scored = time.perf_counter()
 
         self.actor.train()
-        parts, rates, index = [], [], 0
+        parts, index = [], 0
         for number, step in enumerate(plan.steps):
             for position, batch in enumerate(step):
                 # DeepSpeed would count micro-batches itself, and their number differs from step to step.
@@ -89,14 +107,13 @@ class PlannedTraining:
                 if position < len(step) - 1:
                     self.optimizer_step()  # counts the micro-batch; takes no step before the boundary
                 index += 1
-            if self.old_logprobs != "recompute":
-                self.mismatch.check(*self.limits, "before the optimizer step")
+            if self.options.old_logprobs != "recompute":
+                self.mismatch.check(self.options.limits, "before the optimizer step")
             norm = checked_gradient_norm(self.engine)
             check_learning(norm, plan.learns[number])
-            self.metrics.add_gradient_norm(norm)
+            self.metrics.add_optimizer_step(norm, self.engine.get_lr()[0])
             self.optimizer_step()
-            rates.append(self.engine.get_lr()[0])
-        return self._figures(parts, rates, len(plan.steps)) | {"time/experience": scored - start}
+        return self._figures(parts, len(plan.steps)) | {"time/experience": scored - start}
 
     def _score(self, batches: list[MicroBatch]) -> list[torch.Tensor]:
         enter_inference_mode(self.actor)
@@ -106,7 +123,7 @@ class PlannedTraining:
     def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
         on = {name: getattr(batch, name).to(self.device) for name in ("sequences", "action_mask", "attention_mask")}
         return self.actor(on["sequences"], on["action_mask"], attention_mask=on["attention_mask"], return_output=True,
-                          return_entropy=self.entropy_coef != 0)  # fmt: skip
+                          return_entropy=self.options.entropy_coef != 0)  # fmt: skip
 
     def _observe(self, batch: MicroBatch, log_probs: torch.Tensor) -> None:
         if not batch.placeholder:
@@ -124,12 +141,12 @@ class PlannedTraining:
         mask = batch.action_mask.to(self.device)
         loss = constant_loss(
             log_probs, old.to(self.device), batch.rollout_log_probs.to(self.device), batch.advantages.to(self.device), mask,
-            self.options, None if base is None or batch.placeholder else base.to(self.device),
+            self.options.loss, None if base is None or batch.placeholder else base.to(self.device),
         )  # fmt: skip
         total = loss.loss
-        if self.entropy_coef:
-            entropy = output.entropy.masked_fill(~mask.bool(), 0.0).sum() / self.options.normalizer
-            total = total - self.entropy_coef * entropy * (not batch.placeholder)
+        if self.options.entropy_coef:
+            entropy = output.entropy.masked_fill(~mask.bool(), 0.0).sum() / self.options.loss.normalizer
+            total = total - self.options.entropy_coef * entropy * (not batch.placeholder)
         self.metrics.check_loss(total)
         if not batch.placeholder:
             self.metrics.add_ratios(loss.ratios)
@@ -141,7 +158,7 @@ class PlannedTraining:
         self.engine.backward(total * ranks, scale_wrt_gas=False)
         return (loss.policy, loss.kl, 0 if batch.placeholder else int(mask.sum()))
 
-    def _figures(self, parts: list[tuple[float, float, int]], rates: list[float], steps: int) -> dict[str, float]:
+    def _figures(self, parts: list[tuple[float, float, int]], steps: int) -> dict[str, float]:
         sums = torch.tensor(parts, dtype=torch.float64).sum(dim=0)
         if torch.distributed.is_initialized():
             sums = sums.to(self.device)
@@ -150,7 +167,6 @@ class PlannedTraining:
         return {
             "loss/policy": policy / steps,
             "policy/kl_to_base": kl / max(tokens, 1.0),
-            "optimizer/learning_rate": sum(rates) / len(rates),
             **self.metrics.reduce(),
             **self.mismatch.reduce(),
         }

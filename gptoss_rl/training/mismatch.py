@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from gptoss_rl.errors import GateError
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.training.parity import check_parity, difference_statistics
 from gptoss_rl.training.step_metrics import quantile
 
@@ -46,12 +47,12 @@ class MismatchMeter:
         dist.all_gather_object(parts, mine)
         return *(torch.cat([p[i] for p in parts]) for i in (0, 1)), *(sum(p[i] for p in parts) for i in (2, 3, 4))
 
-    def check(self, max_abs_diff: float, max_kl: float, when: str) -> None:
+    def check(self, limits: ParityLimits, when: str) -> None:
         """Raises GateError, on every rank, when trainer and sampler are not the same model or no token was compared."""
         differences, positions = self._everyone()[:2]
         if not len(differences):
             raise GateError("parity", f"{when}: not one token of trainer and sampler was compared")
-        check_parity(difference_statistics(differences, positions), max_abs_diff, max_kl, when)
+        check_parity(difference_statistics(differences, positions), limits.parity_max_abs_diff, limits.parity_max_kl, when)
 
     def reduce(self) -> dict[str, float]:
         """Figures over all ranks; starts the next step empty."""
@@ -84,17 +85,19 @@ def effective_share(log_weights: torch.Tensor) -> float:
 class MismatchGuard:
     """Stops a run whose sampler drifts away from its trainer. Lives in the controller."""
 
-    def __init__(self, max_kl: float, patience: int):
-        self.max_kl, self.patience, self.above = max_kl, patience, 0
+    def __init__(self, limits: ParityLimits):
+        self.limits, self.above = limits, 0
 
     def must_stop(self, kl: float) -> bool:
         """Count one step; True when the limit has been exceeded in `patience` steps on end. A NaN counts as exceeding."""
-        self.above = self.above + 1 if self.max_kl > 0 and not kl <= self.max_kl else 0
-        return self.above >= self.patience
+        limit = self.limits.max_mismatch_kl
+        self.above = self.above + 1 if limit > 0 and not kl <= limit else 0
+        return self.above >= self.limits.mismatch_patience
 
     def error(self, step: int, kl: float) -> GateError:
         return GateError(
             "mismatch",
-            f"step {step}: KL(sampler || trainer) = {kl:.4g} nats a token, above {self.max_kl:g} (--max_mismatch_kl) in each "
-            f"of the last {self.above} steps (--mismatch_patience). A checkpoint of this step was written. {CAUSES}.",
+            f"step {step}: KL(sampler || trainer) = {kl:.4g} nats a token, above {self.limits.max_mismatch_kl:g} "
+            f"(--max_mismatch_kl) in each of the last {self.above} steps (--mismatch_patience). A checkpoint of this step was "
+            f"written. {CAUSES}.",
         )

@@ -2,9 +2,11 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_scheduler
 
 from gptoss_rl.flags import REFILL_FACTOR
@@ -47,12 +49,24 @@ def warmup_steps(args: argparse.Namespace, optimizer_steps: int) -> int:
 
 
 def build_scheduler(args: argparse.Namespace, optimizer: Optimizer, optimizer_steps: int):
-    """The scheduler of the actor. Counts optimizer steps, not global steps."""
+    """The scheduler of the actor. Counts optimizer steps, not global steps; of N steps of warm-up the first is at 1/N."""
     specific = {"min_lr": args.actor_learning_rate * MIN_LR_SHARE} if args.lr_scheduler in TAKES_MIN_LR else None
-    return get_scheduler(
+    warmup = warmup_steps(args, optimizer_steps)
+    scheduler = get_scheduler(
         args.lr_scheduler,
         optimizer,
-        num_warmup_steps=warmup_steps(args, optimizer_steps),
+        num_warmup_steps=warmup,
         num_training_steps=optimizer_steps,
         scheduler_specific_kwargs=specific,
     )
+    if not warmup or not isinstance(scheduler, LambdaLR):
+        return scheduler
+    return LambdaLR(optimizer, [from_the_first(factor, warmup) for factor in scheduler.lr_lambdas])
+
+
+def from_the_first(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """A schedule whose warm-up counts from 1/N.
+
+    Most of transformers' count from 0: a rollout batch, and Adam's moments, would be spent on an update of exactly nothing.
+    """
+    return lambda step: (step + 1) / warmup if step < warmup else factor(step)

@@ -53,6 +53,7 @@ class StepMetrics:
         self.entropies: list[torch.Tensor] = []
         self.advantages: list[torch.Tensor] = []
         self.gradient_norms: list[float] = []
+        self.learning_rates: list[float] = []
 
     def add_ratios(self, statistics: RatioStatistics) -> None:
         self.ratios.append(statistics)
@@ -84,8 +85,10 @@ class StepMetrics:
         """Token entropies, (B, A) nats, of one micro-batch."""
         self.entropies.append(entropy.detach()[mask.bool()].float().cpu())
 
-    def add_gradient_norm(self, norm: float) -> None:
+    def add_optimizer_step(self, norm: float, learning_rate: float) -> None:
+        """Record an optimizer step before it is taken: the schedule moves on with it, and the rate is then the next one's."""
         self.gradient_norms.append(norm)
+        self.learning_rates.append(learning_rate)
 
     def reduce(self) -> dict[str, float]:
         """Statistics of the whole step over all ranks, equal on each of them; starts the next step empty."""
@@ -104,7 +107,7 @@ class StepMetrics:
         log_ratios = torch.cat([part[0] for part in everyone])
         entropies = torch.cat([part[3] for part in everyone])
         advantages = torch.cat([part[4] for part in everyone])
-        norms = torch.tensor(self.gradient_norms)
+        norms, rates = torch.tensor(self.gradient_norms), self.learning_rates
         self._clear()
         tokens = max(1, log_ratios.numel())
         if not log_ratios.numel():
@@ -120,6 +123,7 @@ class StepMetrics:
             "optimizer/gradient_norm": norms.mean().item(),
             "optimizer/gradient_norm_max": norms.max().item(),
             "optimizer/steps": float(len(norms)),
+            "optimizer/learning_rate": sum(rates) / len(rates),
         }
 
 

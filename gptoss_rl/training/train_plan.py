@@ -7,6 +7,7 @@ each dropped group is kept as a probe: an engine that answers with garbage produ
 and the parity gate has to see them.
 """
 
+import argparse
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -143,19 +144,36 @@ def deal(lengths: list[int], ranks: int, micro_batch_size: int, max_tokens: int 
     return rounds
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """How a run deals its samples; the same in every step."""
+
+    group_size: int  # samples a prompt
+    train_batch_size: int  # samples an optimizer step
+    micro_batch_size: int
+    max_tokens: int | None  # of a micro-batch, padding included; see `deal`
+    ranks: int
+    skip_zero_advantage: bool
+    sort_by_length: bool
+    pad_token_id: int
+
+    @staticmethod
+    def of(args: argparse.Namespace, ranks: int, pad_token_id: int) -> "PlanOptions":
+        """What the launch flags ask for."""
+        return PlanOptions(
+            group_size=args.n_samples_per_prompt,
+            train_batch_size=args.train_batch_size,
+            micro_batch_size=args.micro_train_batch_size,
+            max_tokens=args.micro_batch_max_tokens,
+            ranks=ranks,
+            skip_zero_advantage=args.zero_variance != "keep",
+            sort_by_length=args.micro_batch_order == "length",
+            pad_token_id=pad_token_id,
+        )
+
+
 def plan_global_step(
-    samples: list[Any],
-    advantages: torch.Tensor,
-    *,
-    group_size: int,
-    train_batch_size: int,
-    micro_batch_size: int,
-    max_tokens: int | None,
-    ranks: int,
-    skip_zero_advantage: bool,
-    sort_by_length: bool,
-    pad_token_id: int,
-    seed: int,
+    samples: list[Any], advantages: torch.Tensor, options: PlanOptions, seed: int
 ) -> tuple[list[RankPlan], PlanSize]:
     """Deal the samples of a rollout batch to optimizer steps, micro-batches and ranks.
 
@@ -166,37 +184,36 @@ def plan_global_step(
     Args:
         samples: experiences of one sample each, no padding, the samples of a prompt next to each other.
         advantages: (samples,).
-        group_size: samples a prompt.
-        max_tokens: of a micro-batch, padding included; see `deal`.
         seed: another one in every global step.
 
     Raises:
         ValueError: the samples do not divide into optimizer steps; some would never be trained on.
     """
-    if len(samples) % train_batch_size:
-        raise ValueError(f"{len(samples)} samples do not divide into optimizer steps of {train_batch_size}")
+    if len(samples) % options.train_batch_size:
+        raise ValueError(f"{len(samples)} samples do not divide into optimizer steps of {options.train_batch_size}")
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-    plans = [RankPlan() for _ in range(ranks)]
+    plans = [RankPlan() for _ in range(options.ranks)]
     wanted = set(range(len(samples)))
-    if skip_zero_advantage:
-        wanted = probes(samples, advantages, group_size) | set(advantages.nonzero().flatten().tolist())
+    if options.skip_zero_advantage:
+        wanted = probes(samples, advantages, options.group_size) | set(advantages.nonzero().flatten().tolist())
         samples = [s if a != 0 else Sample.beginning_of(s, PROBE_TOKENS) for s, a in zip(samples, advantages, strict=True)]
-    for start in range(0, len(order), train_batch_size):
-        chunk = order[start : start + train_batch_size]
+    for start in range(0, len(order), options.train_batch_size):
+        chunk = order[start : start + options.train_batch_size]
         shortest = min(chunk, key=lambda i: samples[i].sequences.shape[1])
         # An optimizer step whose samples are all dropped is measured on the shortest.
         kept = [i for i in chunk if i in wanted] or [shortest]
-        if sort_by_length:
+        if options.sort_by_length:
             kept = sorted(kept, key=lambda i: (-samples[i].sequences.shape[1], i))
         for plan in plans:
             plan.steps.append([])
             plan.learns.append(any(advantages[i] != 0 for i in chunk))
-        for pieces in deal([samples[i].sequences.shape[1] for i in kept], ranks, micro_batch_size, max_tokens):
+        lengths = [samples[i].sequences.shape[1] for i in kept]
+        for pieces in deal(lengths, options.ranks, options.micro_batch_size, options.max_tokens):
             for plan, positions in zip(plans, pieces, strict=True):
                 piece = [kept[position] for position in positions]
                 plan.steps[-1].append(
-                    collate([samples[i] for i in piece], [float(advantages[i]) for i in piece], pad_token_id)
+                    collate([samples[i] for i in piece], [float(advantages[i]) for i in piece], options.pad_token_id)
                     if piece
-                    else placeholder_of(samples[shortest], pad_token_id)
+                    else placeholder_of(samples[shortest], options.pad_token_id)
                 )
-    return plans, PlanSize.of(plans, int((advantages != 0).sum()) if skip_zero_advantage else len(samples))
+    return plans, PlanSize.of(plans, int((advantages != 0).sum()) if options.skip_zero_advantage else len(samples))

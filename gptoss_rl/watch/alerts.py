@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from gptoss_rl.flags import ParityLimits
 from gptoss_rl.metrics import METRICS
 
 Steps = list[dict[str, Any]]
@@ -20,7 +21,6 @@ REWARD_LEFT = 0.5  # of the best level: twice what a drift of the prompts' diffi
 ENTROPY_LEFT = 0.1  # of the first level: runs that learn keep a third to a half, one that samples a single text none
 NEAR_LIMIT = 2 / 3  # of the KL at which the run stops itself, to be heard before it does
 NEAR_LIMIT_STEPS = 3  # on end, fewer than the five of --mismatch_patience
-DEFAULT_KL_LIMIT = 0.015  # nats a token, of --max_mismatch_kl, for a run whose own limits are off or not known
 LATE_OVER_EARLY = 2.0  # rounding is the same at every position, a wrong RoPE or window is not
 LATE_LEAST = 0.03  # nats: below it both ends are rounding, and their quotient says nothing
 TRUNCATION_RISE = 0.15  # share of responses: more than a step's responses vary by, and it costs as much reward
@@ -66,9 +66,9 @@ def entropy_collapse(steps: Steps, config: Config) -> str | None:
 
 
 def kl_limit(config: Config) -> float:
-    """KL of sampler and trainer at which the run stops itself: the lower of --max_mismatch_kl and --parity_max_kl, 0 is off."""
-    limits = [config.get(name) or 0.0 for name in ("max_mismatch_kl", "parity_max_kl")]
-    return min((limit for limit in limits if limit > 0), default=DEFAULT_KL_LIMIT)
+    """KL of sampler and trainer at which the run stops itself; that of a run with the defaults, where it would not."""
+    own = ParityLimits.of(config).stopping_kl()
+    return own if math.isfinite(own) else ParityLimits().stopping_kl()
 
 
 def mismatch(steps: Steps, config: Config) -> str | None:
@@ -134,7 +134,15 @@ STATES = {
 }
 
 
-def alerts(steps: Steps, state: str, config: Config | None = None) -> list[str]:
-    """Everything that is wrong with a run as far as its state and its steps tell; thresholds follow its own `config`."""
-    found = [message for rule in RULES if (message := rule(steps, config or {})) is not None]
+def sync_failure(record: dict[str, Any]) -> str:
+    """What a line of sync.jsonl says that has an error."""
+    answered = f"{record['workers']} workers of {record['engines']} engines answered"
+    version = f" of policy version {record['policy_version']} ({answered})" if record["policy_version"] is not None else ""
+    return f"sync{version} at step {record['step']} failed: {record['error']}"
+
+
+def alerts(steps: Steps, state: str, config: Config | None = None, failed_sync: dict[str, Any] | None = None) -> list[str]:
+    """Everything that is wrong with a run, from its state, its steps and its last sync; thresholds follow its own `config`."""
+    found = [sync_failure(failed_sync)] if failed_sync else []
+    found += [message for rule in RULES if (message := rule(steps, config or {})) is not None]
     return [f"{state}: {STATES[state]}", *found] if state in STATES else found

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_rl.prompts import problem_of
-from gptoss_rl.run_files import launcher_alive, read_json, shares_by_step
+from gptoss_rl.records import shares_by_step
+from gptoss_rl.run_files import launcher_alive, read_json
 from gptoss_rl.stats import score, tier_of
 
-PHASES = ("generate", "experience", "train", "sync")
 # What a line of each file must have to be read at all.
 FILES = {
     "metrics": ("step", "time"),
-    "sync": ("policy_version", "engines", "workers", "modules", "mode"),
+    "sync": ("engines", "workers", "modules", "mode"),  # the policy version is null where a sync failed before it had one
     "samples": ("step", "response"),
     "eval": ("step", "id", "prompt", "response", "correct"),
 }
@@ -116,7 +116,7 @@ class RunView:
         """One entry for every evaluation, in the order of steps: step, n problems, pass@1 and its 95 % interval."""
         records = self.evaluation_records()
         if len(records) != self._evaluated:
-            scores = {step: score(list(shares.values())) for step, shares in sorted(shares_by_step(records).items())}
+            scores = {step: score(list(shares.values())) for step, shares in shares_by_step(records).items()}
             self.evaluations = [
                 {
                     "step": step,
@@ -200,8 +200,13 @@ class RunView:
         return samples[-1] if samples else None
 
     def syncs(self) -> list[dict[str, Any]]:
-        """Every sync of the run so far; each was proven, or the run would have stopped before writing it."""
-        return self.tails["sync"].refresh()
+        """Every sync of the run so far that was proven."""
+        return [record for record in self.tails["sync"].refresh() if "error" not in record]
+
+    def failed_sync(self) -> dict[str, Any] | None:
+        """The sync that stopped the run, with the answers that there were; None when the last one was proven."""
+        records = self.tails["sync"].refresh()
+        return records[-1] if records and "error" in records[-1] else None
 
     def canary(self) -> dict[str, Any]:
         """Figures of the canary that the run passed before its first step; empty when there was none."""

@@ -5,9 +5,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from gptoss_rl.metrics import PHASES
 from gptoss_rl.watch.alerts import alerts
 from gptoss_rl.watch.load import Gpu, host_load
-from gptoss_rl.watch.run_view import PHASES, RunView, problem_text
+from gptoss_rl.watch.run_view import RunView, problem_text
 
 # Key, label, format; one row each, in this order. A short terminal loses the last ones first.
 ROWS = (
@@ -51,7 +52,7 @@ def snapshot(view: RunView, gpus: Sequence[Gpu] | None = (), now: float | None =
         "sync": sync_figures(view.syncs()),
         "host": host_load(),
         "gpus": None if gpus is None else list(gpus),
-        "alerts": alerts(steps, state, config),
+        "alerts": alerts(steps, state, config, view.failed_sync()),
         "messages": [*view.resumptions()[-1:], *view.strange_lines(), *view.messages()],
         "sample": sample_figures(view.last_sample()),
     }
