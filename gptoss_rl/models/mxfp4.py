@@ -41,9 +41,9 @@ def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         raise CheckpointError(f"blocks {tuple(blocks.shape)} and scales {tuple(scales.shape)} do not belong together")
     if (scales == 255).any():
         raise CheckpointError("a block's scale is 255, not a number")
-    table = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.bfloat16)
+    table = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.bfloat16, device=blocks.device)
     experts, rows, groups, _ = blocks.shape
-    result = torch.empty(experts, groups * BLOCK, rows, dtype=torch.bfloat16)
+    result = torch.empty(experts, groups * BLOCK, rows, dtype=torch.bfloat16, device=blocks.device)
     for number in range(experts):  # an expert at a time: indices take eight bytes a value
         pairs = torch.stack((blocks[number] & 15, blocks[number] >> 4), dim=-1).reshape(rows, groups, BLOCK)
         values = torch.ldexp(table[pairs.int()], scales[number].int().unsqueeze(-1) - 127)
@@ -68,8 +68,10 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     exponent = torch.frexp(groups.abs().amax(dim=-1)).exponent - 1 - LARGEST_EXPONENT
     exponent = exponent.clamp(-127, 127)
     scaled = torch.ldexp(groups, -exponent.unsqueeze(-1)).clamp(-VALUES[-1], VALUES[-1])
-    middles = torch.tensor([(a + b) / 2 for a, b in pairwise(VALUES)])
-    codes = torch.bucketize(scaled.abs().contiguous(), middles).to(torch.uint8) | (torch.signbit(scaled).to(torch.uint8) << 3)
+    middles = torch.tensor([(a + b) / 2 for a, b in pairwise(VALUES)], device=weight.device)
+    codes = torch.bucketize(scaled.abs().contiguous(), middles, out_int32=True).to(torch.uint8) | (
+        torch.signbit(scaled).to(torch.uint8) << 3
+    )
     return codes[..., 0::2] | (codes[..., 1::2] << 4), (exponent + 127).to(torch.uint8)
 
 

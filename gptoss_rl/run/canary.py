@@ -171,15 +171,21 @@ def perturb_until_visible(
     )
 
 
-def judge_shift(trainer_shift: torch.Tensor, sampler_shift: torch.Tensor, std: float) -> dict[str, float]:
-    """Raises GateError unless the sampler moved as the trainer did."""
-    size, sampler_size = trainer_shift.abs().mean().item(), sampler_shift.abs().mean().item()
-    figures = {
+def shift_figures(trainer_shift: torch.Tensor, sampler_shift: torch.Tensor) -> dict[str, float]:
+    """How alike two changes of the same tokens' logprobs are; both (tokens,)."""
+    size = trainer_shift.abs().mean().item()
+    return {
         "shift": size,
         "correlation": torch.corrcoef(torch.stack([trainer_shift, sampler_shift]))[0, 1].nan_to_num().item(),
         "relative_error": (trainer_shift - sampler_shift).abs().mean().item() / size,
-        "shift_ratio": sampler_size / size,
+        "shift_ratio": sampler_shift.abs().mean().item() / size,
     }
+
+
+def judge_shift(trainer_shift: torch.Tensor, sampler_shift: torch.Tensor, std: float) -> dict[str, float]:
+    """Raises GateError unless the sampler moved as the trainer did."""
+    figures = shift_figures(trainer_shift, sampler_shift)
+    size, sampler_size = figures["shift"], figures["shift"] * figures["shift_ratio"]
     low, high = SHIFT_RATIO
     alike = figures["correlation"] >= MIN_CORRELATION and figures["relative_error"] <= MAX_RELATIVE_ERROR
     if not (alike and low <= figures["shift_ratio"] <= high):

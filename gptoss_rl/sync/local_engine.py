@@ -4,6 +4,7 @@ Used by tests, benchmarks and evaluation, so that what is measured there is what
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def start_ray(devices: int, extra_path: Path | None = None) -> None:
         return
     options = ray_options(engine_arguments(num_devices=devices))
     if extra_path is not None:
-        options["runtime_env"]["env_vars"]["PYTHONPATH"] = str(extra_path)
+        paths = [str(extra_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        options["runtime_env"]["env_vars"]["PYTHONPATH"] = os.pathsep.join(paths)
     ray.init(**{**options, "log_to_driver": False, "logging_level": "ERROR"})
 
 
@@ -52,12 +54,14 @@ def start_engine(
     worker: str = SYNC_WORKER,
     actor_class: Any = None,
     seed: int = 0,
+    memory_utilization: float | None = None,
 ) -> Any:
     """One engine actor on the local Ray, not yet awaited.
 
     Args:
         worker: the vLLM worker extension, by qualified name.
         actor_class: a Ray actor class to use instead of OpenRLHF's `LLMRayActor`.
+        memory_utilization: share of a card's memory for weights, cache and work; None is vLLM's default.
     """
     from openrlhf.trainer.ray.vllm_engine import LLMRayActor
 
@@ -76,4 +80,6 @@ def start_engine(
         "agent_func_path": None,
         "remote_rm_url": None,
     }
+    if memory_utilization is not None:
+        options["gpu_memory_utilization"] = memory_utilization
     return (actor_class or LLMRayActor).options(num_cpus=0, num_gpus=1).remote(**{**options, **engine_options(args)})
