@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from gptoss_rl.errors import GateError
 from gptoss_rl.metrics import METRICS, UPSTREAM_NAMES, check_registered, rename_upstream
-from gptoss_rl.run.summary import closing_table, summarise
+from gptoss_rl.run.summary import SummaryError, closing_table, summarise
 from gptoss_rl.run_files import JsonLines, drop_after_step, read_json_lines, write_text_atomically
 from gptoss_rl.stats import StatsError, paired, wilson
 
@@ -88,7 +87,7 @@ def test_the_wilson_interval_of_a_known_share() -> None:
 
 
 def test_a_run_without_a_step_has_no_summary(tmp_path) -> None:
-    with pytest.raises(GateError, match="no finished step"):
+    with pytest.raises(SummaryError, match="no finished step"):
         summarise(tmp_path)
 
 
