@@ -14,7 +14,7 @@ root=$PWD
 
 UV_VERSION=0.10.4
 MIN_FREE_GB=${MIN_FREE_GB:-15}          # 9 GB installed, the rest for downloads
-declare -A MIN_GLIBC=([cpu]=2.28 [gpu]=2.31)    # of the vLLM wheels
+declare -A MIN_GLIBC=([cpu]=2.28 [gpu]=2.35)    # of the vLLM wheels
 STAGES=7
 kind_file=.venv/.gptoss-rl-kind         # "cpu /where/it/was/made", written before anything is installed
 stamp_file=.venv/.gptoss-rl-setup       # written last: what was installed, by hash
@@ -127,19 +127,23 @@ check_compiler() {  # of the Python in $python
 }
 
 check_libraries() {
-  local nvcc release
+  local nvcc release driver
   if [[ $mode == cpu ]]; then
     "$python" -I -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
       fail "there is no libnuma.so.1, which vLLM's CPU build loads: install it (Debian: apt-get install libnuma1)"
     return
   fi
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]\+\)\..*/\1/p' || true)
+  [[ -z $driver ]] || ((driver >= 580)) ||
+    warn "driver $driver, and torch's CUDA 13.0 needs 580 or newer: update it, or install NVIDIA's cuda-compat-13-0," \
+      "which lets data-centre cards such as the A30 keep an older one"
   nvcc=${CUDA_HOME:-${CUDA_PATH:-}}
   nvcc=${nvcc:+$nvcc/bin/nvcc}
   nvcc=${nvcc:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
   release=$("$nvcc" -V 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p' || true)
-  [[ $release == 12.* ]] ||
-    warn "no CUDA 12 toolkit (${release:-nothing} at $nvcc): DeepSpeed's CPU Adam, which the 20B launchers use, compiles" \
-      "against it and torch's CUDA is 12.8; install one or set CUDA_HOME before you train"
+  [[ $release == 13.* ]] ||
+    warn "no CUDA 13 toolkit (${release:-nothing} at $nvcc): DeepSpeed's CPU Adam, which the 20B launchers use, compiles" \
+      "against it and torch's CUDA is 13.0; install one or set CUDA_HOME before you train"
 }
 
 check_disk() {

@@ -17,7 +17,6 @@ export DS_ACCELERATOR=cpu
 export HF_HUB_OFFLINE=1                  # everything is local; a hub that is out of reach would only cost time
 export TOKENIZERS_PARALLELISM=false
 export VLLM_CPU_KVCACHE_SPACE=1          # GiB; the default of 4 per worker does not fit twice on a laptop
-export VLLM_CPU_OMP_THREADS_BIND=nobind
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}    # several processes share two cores; spinning threads cost 10 x
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 

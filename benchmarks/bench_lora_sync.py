@@ -22,7 +22,6 @@ for name, value in {
     "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MASTER_ADDR": "127.0.0.1",

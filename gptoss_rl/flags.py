@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest captured batch; vLLM captures up to 1024 for gpt-oss, which 24 GB cannot hold",
     )  # fmt: skip
     engine.add_argument("--vllm_executor_backend", choices=("uni", "mp", "ray"), default=None,
-        help="default: uni at TP=1, ray above")  # fmt: skip
+        help="default: uni at TP=1, above it ray, or mp on a CPU")  # fmt: skip
 
     sync = parser.add_argument_group("gptoss-rl: weight sync")
     sync.add_argument("--vllm_lora_sync", choices=("adapter", "merge"), default="adapter",

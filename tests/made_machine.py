@@ -11,7 +11,7 @@ from gptoss_rl.doctor import Machine
 from gptoss_rl.prompts import HARMONY_MARKERS
 from gptoss_rl.sync.local_engine import engine_arguments
 
-A30 = {"name": "NVIDIA A30", "memory_gb": 25.2, "used_gb": 0.0, "capability": 8.0, "driver": 575}
+A30 = {"name": "NVIDIA A30", "memory_gb": 25.2, "used_gb": 0.0, "capability": 8.0, "driver": 580}
 TRAINER, ENGINE = "memory of each trainer card (estimate)", "memory of each engine card (estimate)"
 
 

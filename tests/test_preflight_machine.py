@@ -1,7 +1,10 @@
 """What the preflight finds of cards, host and kernels: each stop and each warning, provoked."""
 
+import contextlib
 import os
+import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -40,7 +43,7 @@ def test_a_good_node_passes() -> None:
         (node(0), {}, "GPUs", STOP, "RAY_ADDRESS"),
         (host(), {"num_devices": 5}, "GPUs", STOP, "--num_devices 8"),
         (node(capability=7.5), {}, "compute capability", STOP, "Ampere"),
-        (node(driver=525), {}, "driver", WARNING, "driver 570"),
+        (node(driver=575), {}, "driver", WARNING, "driver 580"),
         (node(used_gb=20.0), {}, "cards in use", WARNING, "nvidia-smi"),
         (node(links=["NV4", "SYS", "PIX", "PIX"]), {}, "links between neighbouring GPUs", WARNING, "CUDA_VISIBLE_DEVICES"),
         (node(), {"micro_batch_max_tokens": None}, TRAINER, STOP, "--micro_batch_max_tokens 5120, or lower --generate_max_len"),
@@ -222,29 +225,51 @@ def test_this_machine_can_be_probed() -> None:
     assert 0 < machine.temporary_used < 1
 
 
+def gpt_oss_experts(with_lora: bool) -> Any:
+    """What vLLM asks its kernels for: gpt-oss-20b's experts on one card."""
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+
+    return FusedMoEConfig(
+        num_experts=32, experts_per_token=4, hidden_dim=2880, intermediate_size_per_partition=2880, num_local_experts=32,
+        num_logical_experts=32, activation=MoEActivation.SWIGLUOAI, device="cuda", routing_method=RoutingMethodType.Renormalize,
+        moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(), in_dtype=torch.bfloat16, has_bias=True,
+        is_lora_enabled=with_lora,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
-def test_kernels_are_those_that_vllm_chooses(capability: tuple[int, int]) -> None:
+def test_kernels_are_those_that_vllm_chooses(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own selection, told that it is on such a card with every kernel library there."""
-    from vllm.model_executor.layers.quantization import mxfp4
+    monkeypatch.setitem(sys.modules, "vllm._C_stable_libtorch", mock.Mock())  # only the GPU build has it
+    from vllm.model_executor.layers.fused_moe import flashinfer_cutlass_moe, fused_marlin_moe
+    from vllm.model_executor.layers.fused_moe.experts import gpt_oss_triton_kernels_moe, trtllm_mxfp4_moe
+    from vllm.model_executor.layers.fused_moe.oracle import mxfp4
     from vllm.platforms.cuda import CudaPlatformBase
     from vllm.platforms.interface import DeviceCapability
     from vllm.v1.attention.backends import flash_attn
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
     major, minor = capability
-    asked = AttentionSelectorConfig(head_size=64, dtype=torch.bfloat16, kv_cache_dtype="auto", block_size=None, use_mla=False,
-                                    has_sink=True, use_sparse=False, use_mm_prefix=False, attn_type="decoder")  # fmt: skip
-    with (
-        mock.patch.object(mxfp4, "current_platform") as card,
-        mock.patch.multiple(mxfp4, has_triton_kernels=lambda: True, has_flashinfer=lambda: True),
-        mock.patch.multiple(flash_attn, is_flash_attn_varlen_func_available=lambda: True,
-                            flash_attn_supports_sinks=lambda: major == 9, create=True),
-    ):  # fmt: skip
-        card.is_cuda.return_value = True
-        card.get_device_capability.return_value = DeviceCapability(major, minor)
-        card.is_device_capability.side_effect = lambda value: value == 10 * major + minor
-        card.is_device_capability_family.side_effect = lambda value: value // 10 == major
-        chosen = [mxfp4.get_mxfp4_backend(with_lora).name for with_lora in (True, False)]
+    asked = AttentionSelectorConfig(head_size=64, dtype=torch.bfloat16, kv_cache_dtype="auto", block_size=None,
+                                    has_sink=True, attn_type="decoder")  # fmt: skip
+    card = mock.Mock()
+    card.is_cuda.return_value = card.is_cuda_alike.return_value = True
+    card.is_rocm.return_value = card.is_xpu.return_value = False
+    card.get_device_capability.return_value = DeviceCapability(major, minor)
+    card.has_device_capability.side_effect = lambda least: capability >= least
+    card.is_device_capability.side_effect = lambda value: value in (capability, 10 * major + minor)
+    card.is_device_capability_family.side_effect = lambda value: value // 10 == major
+    kernels = (mxfp4, flashinfer_cutlass_moe, fused_marlin_moe, gpt_oss_triton_kernels_moe, trtllm_mxfp4_moe)
+    with contextlib.ExitStack() as told:
+        for module in kernels:
+            told.enter_context(mock.patch.object(module, "current_platform", card))
+            for library in ("has_triton_kernels", "has_flashinfer", "has_flashinfer_cutlass_fused_moe"):
+                if hasattr(module, library):
+                    told.enter_context(mock.patch.object(module, library, lambda: True))
+        told.enter_context(mock.patch.multiple(flash_attn, is_flash_attn_varlen_func_available=lambda: True,
+                                               flash_attn_supports_sinks=lambda: major == 9, create=True))  # fmt: skip
+        chosen = [mxfp4.select_gpt_oss_mxfp4_moe_backend(gpt_oss_experts(with_lora))[0].name for with_lora in (True, False)]
         valid, _ = CudaPlatformBase.get_valid_backends(DeviceCapability(major, minor), asked)
     number = major + minor / 10
     assert chosen == [mxfp4_backend(number, True), mxfp4_backend(number, False)]

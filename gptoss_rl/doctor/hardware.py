@@ -16,7 +16,7 @@ from gptoss_rl.doctor.sizes import (
 from gptoss_rl.errors import GateError
 from gptoss_rl.sync.cluster import OBJECT_STORE_BYTES, check_ray, cluster_address, devices_needed
 
-LEAST_CAPABILITY, LEAST_DRIVER = 8.0, 570  # bf16 and Marlin's MXFP4; CUDA 12.8
+LEAST_CAPABILITY, LEAST_DRIVER = 8.0, 580  # bf16 and Marlin's MXFP4; CUDA 13 (NVIDIA's CUDA release notes)
 LEAST_SHM_GB = 8.0
 # Peak of a trainer card over the estimate, cached blocks included: 16.4 against 10.8 GB (results/2026-11-25_h100). Short of
 # memory, torch gives cached blocks back, so this is no need; a card on which it fits has room to spare.
@@ -59,7 +59,7 @@ def check_cards(args: argparse.Namespace, machine: Machine) -> list[Finding]:
                               f"bf16 and the MXFP4 kernels need {LEAST_CAPABILITY} (Ampere)"))  # fmt: skip
     if driver is not None:
         findings.append(rated(driver >= LEAST_DRIVER, WARNING, "driver", f"{driver:.0f}",
-                              f"the pinned torch is built for CUDA 12.8: driver {LEAST_DRIVER} or later"))  # fmt: skip
+                              f"the pinned torch is built for CUDA 13.0: driver {LEAST_DRIVER} or later, or NVIDIA's cuda-compat-13-0"))  # fmt: skip
     findings += [
         rated(not busy, WARNING, "cards in use", ", ".join(busy) or "none",
               "another process holds memory that the estimates below count on: see nvidia-smi, or set CUDA_VISIBLE_DEVICES"),

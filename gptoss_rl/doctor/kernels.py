@@ -1,4 +1,4 @@
-"""Which kernels vLLM 0.15.0 takes for gpt-oss on a card, by its own rules; tests compare them with its code."""
+"""Which kernels vLLM 0.20.2 takes for gpt-oss on a card, by its own rules; tests compare them with its code."""
 
 import argparse
 import os
@@ -11,8 +11,8 @@ from gptoss_rl.doctor.sizes import config
 def attention_backend(capability: float) -> str:
     """The attention kernel of the engines, one that knows attention sinks.
 
-    vLLM 0.15.0, platforms/cuda.py:45-82 for the order; flash_attn.py:159-181 and fa_utils.py:105 (FlashAttention 3, Hopper),
-    flashinfer.py:360 (TRT-LLM's kernels, Blackwell), triton_attn.py:324 (every card).
+    vLLM 0.20.2, platforms/cuda.py:47-106 for the order; flash_attn.py:196 and fa_utils.py:200 (FlashAttention 3, Hopper),
+    flashinfer.py:411 (TRT-LLM's kernels, Blackwell), triton_attn.py:369 (every card).
     """
     if 9.0 <= capability < 10.0:
         return "FLASH_ATTN"
@@ -20,10 +20,10 @@ def attention_backend(capability: float) -> str:
 
 
 def mxfp4_backend(capability: float, with_lora: bool) -> str:
-    """The experts' kernel, when no VLLM_* variable asks for another. vLLM 0.15.0, quantization/mxfp4.py:81-173."""
+    """The experts' kernel, when no VLLM_* variable asks for another. vLLM 0.20.2, fused_moe/oracle/mxfp4.py:193-400."""
     if with_lora or not 9.0 <= capability < 11.0:
         return "MARLIN"
-    return "SM100_FI_MXFP4_BF16" if capability >= 10.0 else "TRITON"
+    return "FLASHINFER_TRTLLM_MXFP4_BF16" if capability >= 10.0 else "TRITON"
 
 
 def check_kernels(args: argparse.Namespace, machine: Machine) -> list[Finding]:
@@ -39,7 +39,7 @@ def check_kernels(args: argparse.Namespace, machine: Machine) -> list[Finding]:
     experts = mxfp4_backend(capability, with_lora)
     quantised = not served or bool(served.get("quantization_config"))
     findings = [
-        Finding(OK, "attention backend", f"{attention_backend(capability)} on {capability}, by vLLM 0.15.0's rules"),
+        Finding(OK, "attention backend", f"{attention_backend(capability)} on {capability}, by vLLM 0.20.2's rules"),
         rated(quantised, WARNING, "MXFP4 kernel", f"{experts} on {capability}" if quantised else "none: the checkpoint is BF16",
               "pass the released checkpoint as --vllm_pretrain: a third of the memory, the same function"),
     ]  # fmt: skip
@@ -49,7 +49,7 @@ def check_kernels(args: argparse.Namespace, machine: Machine) -> list[Finding]:
 def check_variables() -> list[Finding]:
     """Variables that users know from other versions of vLLM."""
     known = {
-        "VLLM_ATTENTION_BACKEND": "vLLM 0.15.0 does not read it any more: unset it",
+        "VLLM_ATTENTION_BACKEND": "vLLM 0.20.2 does not read it any more: unset it",
         "VLLM_MXFP4_USE_MARLIN": "it changes the kernel of the experts, which parity was not measured with: unset it",
         "VLLM_USE_FLASHINFER_MOE_MXFP4_BF16": "it changes the kernel of the experts: unset it",
     }

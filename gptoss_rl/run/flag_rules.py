@@ -136,6 +136,8 @@ def silent_problems(args: argparse.Namespace) -> list[str]:
          f"--is_weight_low {low:g} and --is_weight_high {high:g} must lie on both sides of 1, the weight of equal policies"),
         (args.num_devices is not None and args.actor_num_nodes * args.actor_num_gpus_per_node > 1,
          "--num_devices (a CPU) with more than one actor rank: DeepSpeed's ZeRO-3 over gloo now and then makes weights NaN"),
+        (args.num_devices is not None and args.vllm_executor_backend == "ray",
+         "--vllm_executor_backend ray with --num_devices (a CPU): vLLM does not know its CPU build's devices in Ray; pass mp"),
     ]  # fmt: skip
     return [message for broken, message in rules if broken]
 

@@ -80,6 +80,8 @@ def ray_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `ray.init`."""
     # vLLM would tell its makers of every engine's start, and look at the processor for a second to do so.
     env = {"TOKENIZERS_PARALLELISM": "false", "NCCL_DEBUG": "WARN", "VLLM_NO_USAGE_STATS": "1"}
+    if args.num_devices is not None:  # engines share the processor, and vLLM would give each a part of it for itself
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     env |= {name: os.environ[name] for name in FORWARDED if name in os.environ}
     options: dict[str, Any] = {"runtime_env": {"env_vars": env}, "log_to_driver": True}
     if cluster_address() is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptoss_rl.sync.last_error import FirstCauseError, described
 
-# Largest adapter of which vLLM 0.15.0 has kernels (vllm/config/lora.py, MaxLoRARanks).
+# Largest adapter of which vLLM 0.20.2 has kernels (vllm/config/lora.py, MaxLoRARanks).
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 SYNC_WORKER = "openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap"
 # vLLM drops no block that a request holds. One that was aborted is gone here before the engine's process hears of it, so
@@ -64,6 +64,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
             options[flag] = value
     if args.vllm_executor_backend is not None:
         options["distributed_executor_backend"] = args.vllm_executor_backend
+    elif args.num_devices is not None and args.vllm_tensor_parallel_size > 1:
+        options["distributed_executor_backend"] = "mp"  # OpenRLHF asks for Ray's, which vLLM does not have on a CPU
     return options
 
 

@@ -129,7 +129,7 @@ def tensor_digest(*tensors: torch.Tensor) -> str:
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """How vLLM spreads attention over tensor-parallel ranks (`QKVParallelLinear`, vllm 0.15.0 linear.py)."""
+    """How vLLM spreads attention over tensor-parallel ranks (`QKVParallelLinear`, vllm 0.20.2 linear.py)."""
 
     head_dim: int
     num_heads: int

@@ -1,10 +1,11 @@
 """The worker side of weight sync, mixed into vLLM's worker class through `worker_extension_cls`.
 
-Importing this module also installs two small hooks in vLLM, in every worker process and before the model
-is loaded: LoRA is restricted to the attention projections, and in merge mode the pristine projection
-weights are kept (vLLM's CPU backend packs a linear layer's weight away and deletes the tensor). And tqdm
-is given a lock of this process alone: its own is a named semaphore, which stays in /dev/shm when Ray ends
-the engine with SIGKILL, as it does at the end of every run.
+Importing this module also installs three small hooks in vLLM, in every worker process and before the model
+is loaded: LoRA is restricted to the attention projections; the fused projection's adapter is applied without
+gathering what is not spread over ranks; and in merge mode the pristine projection weights are kept (vLLM's
+CPU backend packs a linear layer's weight away and deletes the tensor). And tqdm is given a lock of this
+process alone: its own is a named semaphore, which stays in /dev/shm when Ray ends the engine with SIGKILL,
+as it does at the end of every run.
 
 Answers are plain dicts of strings and numbers, because nothing else survives `collective_rpc`, and errors are
 returned, not raised: an exception inside a worker surfaces in the trainer as a dead engine without a reason.
@@ -20,6 +21,8 @@ import torch
 import vllm.lora.model_manager
 from tqdm import tqdm
 from vllm.config import get_current_vllm_config
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.column_parallel_linear import MergedQKVParallelLinearWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
@@ -50,6 +53,9 @@ def _keep_pristine_weight(process_weights):
 def _install_hooks() -> None:
     tqdm.set_lock(threading.RLock())
     vllm.lora.model_manager.get_supported_lora_modules = _attention_projections_only
+    # vLLM 0.20.2 gathers A x over the ranks there, as if A were spread over them (column_parallel_linear.py:286-296).
+    # Every rank holds all of A, so that B would meet n times its rank: an error on a CPU, memory beyond B on a GPU.
+    MergedQKVParallelLinearWithLoRA.apply = BaseLinearLayerWithLoRA.apply
     if not hasattr(UnquantizedLinearMethod.process_weights_after_loading, "gptoss_rl"):
         UnquantizedLinearMethod.process_weights_after_loading = _keep_pristine_weight(
             UnquantizedLinearMethod.process_weights_after_loading
