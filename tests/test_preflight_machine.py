@@ -266,7 +266,7 @@ def test_kernels_are_those_that_vllm_chooses(capability: tuple[int, int], monkey
             told.enter_context(mock.patch.object(module, "current_platform", card))
             for library in ("has_triton_kernels", "has_flashinfer", "has_flashinfer_cutlass_fused_moe"):
                 if hasattr(module, library):
-                    told.enter_context(mock.patch.object(module, library, lambda: True))
+                    told.enter_context(mock.patch.object(module, library, return_value=True))
         told.enter_context(mock.patch.multiple(flash_attn, is_flash_attn_varlen_func_available=lambda: True,
                                                flash_attn_supports_sinks=lambda: major == 9, create=True))  # fmt: skip
         chosen = [mxfp4.select_gpt_oss_mxfp4_moe_backend(gpt_oss_experts(with_lora))[0].name for with_lora in (True, False)]

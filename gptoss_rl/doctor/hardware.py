@@ -59,7 +59,7 @@ def check_cards(args: argparse.Namespace, machine: Machine) -> list[Finding]:
                               f"bf16 and the MXFP4 kernels need {LEAST_CAPABILITY} (Ampere)"))  # fmt: skip
     if driver is not None:
         findings.append(rated(driver >= LEAST_DRIVER, WARNING, "driver", f"{driver:.0f}",
-                              f"the pinned torch is built for CUDA 13.0: driver {LEAST_DRIVER} or later, or NVIDIA's cuda-compat-13-0"))  # fmt: skip
+                              f"CUDA 13.0 needs driver {LEAST_DRIVER} or newer, or NVIDIA's cuda-compat-13-0"))  # fmt: skip
     findings += [
         rated(not busy, WARNING, "cards in use", ", ".join(busy) or "none",
               "another process holds memory that the estimates below count on: see nvidia-smi, or set CUDA_VISIBLE_DEVICES"),
